@@ -1,0 +1,97 @@
+"""Asking a model: the one function behind the chat page, the command line, and every later feature.
+
+`ask` looks the model up, subscribes, enqueues, and gives the answer's frames. It is entered, so that leaving early lets
+go at once: a request that nobody keeps ends with its reader. `answer` is the same, collected.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from broker import queues, registry, streams
+from broker.connection import Broker
+from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
+from broker.messages import ChatRequest, Frame, count_bytes
+from broker.queues import Turn
+from broker.streams import Reader
+
+
+@asynccontextmanager
+async def ask(
+    broker: Broker, request: ChatRequest, turn: Turn | None = None, *, low_priority: bool = False
+) -> AsyncIterator[Reader]:
+    """The frames of one answer, from the moment it is accepted.
+
+    Raises:
+        FleetError: on entering, if it is not accepted; nothing has been queued then.
+    """
+    check_size(broker, request)
+    await registry.find(broker, request.model)
+    async with streams.read(broker, request.request_id) as reader:
+        await queues.enqueue(broker, request, turn, low_priority=low_priority)
+        try:
+            yield reader
+        finally:
+            if not request.keep and not reader.ended:
+                broker.later(queues.cancel(broker, request.request_id, request.owner))
+
+
+def check_size(broker: Broker, request: ChatRequest) -> None:
+    """Raises PromptEmpty or PromptTooLarge: what can be refused without a tokenizer is refused before the queue."""
+    if not request.messages or not request.messages[-1].content.strip():
+        raise PromptEmpty
+    size, limit = count_bytes(request.messages), broker.config.prompt_bytes
+    if size > limit:
+        raise PromptTooLarge(
+            f"The conversation has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). "
+            "Shorten the message, or start a new conversation."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    reason: str
+    usage: dict[str, Any]
+    timings: dict[str, Any]  # seconds
+
+
+class Text:
+    """An answer's text as its frames come in, right also when frames are replaced (see `streams.Reader`)."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+
+    def add(self, frame: Frame) -> None:
+        del self._parts[frame.seq :]
+        self._parts.append(frame.text if frame.kind == "text" else "")
+
+    def __str__(self) -> str:
+        return "".join(self._parts)
+
+
+async def answer(broker: Broker, request: ChatRequest) -> Answer:
+    """The whole answer.
+
+    Raises:
+        FleetError: the one it ended with.
+    """
+    text = Text()
+    async with ask(broker, request) as frames:
+        async for received in frames:
+            frame = received.decode()
+            text.add(frame)
+            if frame.end is not None:
+                return finished(frame, str(text))
+    raise FleetError("The answer ended without a last frame.")
+
+
+def finished(last: Frame, text: str) -> Answer:
+    """The answer whose last frame this is; raises the error it ended with."""
+    end = last.end or {}
+    if error := end.get("error"):
+        raise from_map(error)
+    return Answer(text, str(end.get("reason", "")), dict(end.get("usage") or {}), dict(end.get("timings") or {}))

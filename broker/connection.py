@@ -1,0 +1,133 @@
+"""The connection of one process to its fleet: Redis, the scripts, the listener, and the sweep that time needs.
+
+`async with Broker.open(config) as broker` is what every process of a fleet begins with. Commands have timeouts and are
+sent again after a lost connection (every script may be repeated); the subscription has neither, see `broker.listener`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from arq.connections import ArqRedis
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+
+from broker.config import Config
+from broker.errors import RanTooLong, RedisAway, SetupError, StorageFull, WaitedTooLong, WorkerLost
+from broker.listener import Listener
+from broker.messages import pack, unpack
+from broker.scripts import Scripts
+
+logger = logging.getLogger("fleetchat.broker")
+
+HEARTBEAT_SECONDS = 1.0
+ORPHAN_SECONDS = 30.0  # a request that nobody keeps and nobody hears ends after this
+CONNECTIONS = 64
+
+
+class Broker:
+    """What a process has of its fleet. Make it with `Broker.open`."""
+
+    def __init__(self, config: Config, redis: ArqRedis) -> None:
+        self.config = config
+        self.redis = redis
+        self.scripts = Scripts(redis)
+        self.listener = Listener(redis)
+        self._background: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: Config) -> AsyncIterator[Self]:
+        """A broker with its subscription and its sweep running. Redis may still be away: both wait for it."""
+        broker = cls(config, connect(config.redis_url))
+        sweep = asyncio.create_task(broker._sweep(), name="sweep")
+        try:
+            async with broker.listener:
+                yield broker
+                await asyncio.gather(*broker._background, return_exceptions=True)
+        finally:
+            sweep.cancel()
+            await asyncio.gather(sweep, return_exceptions=True)
+            await broker.redis.aclose(close_connection_pool=True)
+
+    def later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do it even if the caller is cancelled: a cancel, or a vote, after a closed tab. `open` waits for it at the end."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("work in the background failed: %r", error)
+
+    async def _sweep(self) -> None:
+        limits = [int(self.heartbeat_expiry * 1000), int(ORPHAN_SECONDS * 1000)]
+        errors = [pack(error.to_map()) for error in (WaitedTooLong(), RanTooLong(), WorkerLost())]
+        while True:
+            try:
+                pruned, returned, ended = await self.scripts.expire(args=[*limits, *errors])
+                if pruned or returned:
+                    logger.warning("%d workers went silent, %d requests returned to their queues", pruned, returned)
+                if ended:
+                    logger.info("%d requests ended by their limits", ended)
+            except (RedisError, OSError) as error:
+                logger.debug("no sweep: %s", error)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    @property
+    def heartbeat_expiry(self) -> float:
+        """Seconds of silence after which a worker counts as gone."""
+        return self.config.lease_seconds
+
+
+def connect(url: str) -> ArqRedis:
+    """A client for `redis://`, `rediss://`, `unix://` or `sentinel://[user:password@]host:port,host:port/NAME`.
+
+    Raises:
+        SetupError: the address cannot be read.
+    """
+    # OSError: a refused connection is outside redis-py's own list of what may be tried again.
+    options: dict[str, Any] = {
+        "socket_timeout": 5,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "retry": Retry(ExponentialBackoff(cap=1, base=0.02), 8),
+        "retry_on_error": [ConnectionError, TimeoutError, OSError],
+    }
+    serializers = {"job_serializer": pack, "job_deserializer": unpack}  # arq's own default is pickle
+    try:
+        if url.startswith("sentinel://"):
+            address = urlsplit(url)
+            hosts = address.netloc.rpartition("@")[2].split(",")
+            sentinels = [(host.rpartition(":")[0], int(host.rpartition(":")[2])) for host in hosts]
+            login = {"username": address.username, "password": address.password}
+            sentinel = Sentinel(sentinels, **options, **{k: v for k, v in login.items() if v})
+            client: ArqRedis = sentinel.master_for(address.path.strip("/") or "mymaster", redis_class=ArqRedis)
+            client.job_serializer, client.job_deserializer = pack, unpack
+            return client
+        if url.startswith("unix://"):
+            del options["socket_keepalive"]
+        pool = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=10, **options)
+        return ArqRedis(pool, **serializers)
+    except ValueError as error:
+        raise SetupError(f"REDIS_URL is {url!r}, which is no address of a Redis server: {error}") from None
+
+
+@asynccontextmanager
+async def redis_errors() -> AsyncIterator[None]:
+    """Around what people wait for: Redis' errors become ours, which say what to do."""
+    try:
+        yield
+    except ResponseError as error:
+        if str(error).startswith(("OOM", "MISCONF")) or "OOM" in str(error)[:80]:
+            raise StorageFull from error
+        raise
+    except (ConnectionError, TimeoutError, OSError) as error:
+        raise RedisAway from error

@@ -1,0 +1,189 @@
+"""Saved chats: a tree of messages each, from the first day.
+
+A conversation belongs to an owner, and every function here checks that. Messages are written by the scripts: the user's
+in `enqueue`, together with the request that answers it, and the answer in `end`, together with its last frame; so no
+answer is ever without its question, and none is lost because nobody watched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from broker import keys
+from broker.connection import Broker, redis_errors
+from broker.errors import BadRequest, NoSuchConversation
+from broker.messages import Message, pack, unpack
+
+TITLE_CHARACTERS = 60
+PAGE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """One message of a conversation. An answer's id is its request's id."""
+
+    message_id: str
+    role: str
+    parent: str  # "" for the first
+    parts: tuple[dict[str, Any], ...]  # {kind: text, text: ...}
+    created: int = 0  # milliseconds since 1970, Redis' clock
+    model: str = ""
+    request_id: str = ""
+    reason: str = ""
+    usage: dict[str, Any] | None = None
+    timings: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """What a model gets to see of it."""
+        return "".join(part["text"] for part in self.parts if part["kind"] == "text")
+
+    def to_map(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A saved chat without its messages."""
+
+    conversation_id: str
+    owner: str
+    title: str
+    created: int  # milliseconds since 1970
+    updated: int
+    leaf: str  # the message shown last
+    request: str = ""  # the answer that is being written
+
+    def to_map(self) -> dict[str, Any]:
+        """What its owner sees of it."""
+        shown = asdict(self)
+        del shown["owner"]
+        return shown
+
+
+def user_message(text: str, parent: str, created: int) -> bytes:
+    """A user's message as it is stored."""
+    return pack({"role": "user", "parent": parent, "parts": [{"kind": "text", "text": text}], "created": created})
+
+
+def title_of(text: str) -> str:
+    """The first words of a message."""
+    line = " ".join(text.split())
+    if len(line) <= TITLE_CHARACTERS:
+        return line
+    cut = line[:TITLE_CHARACTERS]
+    return (cut.rpartition(" ")[0] if " " in cut[TITLE_CHARACTERS // 2 :] else cut) + "…"
+
+
+async def load(broker: Broker, conversation_id: str, owner: str) -> tuple[Conversation, dict[str, StoredMessage]]:
+    """A conversation and all its messages by id.
+
+    Raises:
+        NoSuchConversation: it does not exist or belongs to somebody else; the two look the same from outside.
+    """
+    async with redis_errors():
+        async with broker.redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.conversation(conversation_id))
+            pipe.hgetall(keys.messages(conversation_id))
+            record, encoded = await pipe.execute()
+    conversation = _conversation(conversation_id, record)
+    if conversation is None or conversation.owner != owner:
+        raise NoSuchConversation
+    return conversation, {key.decode(): _message(key.decode(), unpack(value)) for key, value in encoded.items()}
+
+
+def path(messages: dict[str, StoredMessage], leaf: str) -> list[StoredMessage]:
+    """The messages from the first to `leaf`.
+
+    Raises:
+        BadRequest: there is no such message, or its parents do not lead to a first one.
+    """
+    found: list[StoredMessage] = []
+    while leaf:
+        message = messages.get(leaf)
+        if message is None or len(found) > len(messages):
+            raise BadRequest("There is no such message in this conversation. Reload the page.")
+        found.append(message)
+        leaf = message.parent
+    return found[::-1]
+
+
+def history(messages: Sequence[StoredMessage]) -> tuple[Message, ...]:
+    """What the model sees of a path: answers that came to nothing are left out, with the question before them."""
+    seen: list[Message] = []
+    for message in messages:
+        if message.role == "assistant" and not message.text:
+            if seen and seen[-1].role == "user":
+                seen.pop()
+        else:
+            seen.append(Message(message.role, message.text))
+    return tuple(seen)
+
+
+async def listed(broker: Broker, owner: str, before: float = float("inf"), count: int = PAGE) -> list[Conversation]:
+    """An owner's conversations, latest first, those changed before a time (milliseconds since 1970)."""
+    async with redis_errors():
+        upper = "+inf" if before == float("inf") else f"({before:.0f}"
+        ids = [
+            i.decode()
+            for i in await broker.redis.zrevrangebyscore(keys.conversations(owner), upper, "-inf", start=0, num=count)
+        ]
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            for conversation_id in ids:
+                pipe.hgetall(keys.conversation(conversation_id))
+            records = await pipe.execute()
+    found = (_conversation(i, record) for i, record in zip(ids, records, strict=True))
+    return [c for c in found if c is not None and c.owner == owner]
+
+
+async def rename(broker: Broker, conversation_id: str, owner: str, title: str) -> None:
+    """Raises NoSuchConversation, or BadRequest for an empty title."""
+    if not title.strip():
+        raise BadRequest("A title needs at least one character.")
+    await _own(broker, conversation_id, owner)
+    async with redis_errors():
+        await broker.redis.hset(keys.conversation(conversation_id), "title", title_of(title))
+        await _changed(broker, owner, conversation_id)
+
+
+async def delete(broker: Broker, conversation_id: str, owner: str) -> str:
+    """Delete it with its messages; gives the id of the answer that was being written, to be stopped."""
+    conversation = await _own(broker, conversation_id, owner)
+    async with redis_errors():
+        async with broker.redis.pipeline(transaction=True) as pipe:
+            pipe.delete(keys.conversation(conversation_id), keys.messages(conversation_id))
+            pipe.zrem(keys.conversations(owner), conversation_id)
+            await pipe.execute()
+        await _changed(broker, owner, conversation_id)
+    return conversation.request
+
+
+async def _own(broker: Broker, conversation_id: str, owner: str) -> Conversation:
+    async with redis_errors():
+        conversation = _conversation(conversation_id, await broker.redis.hgetall(keys.conversation(conversation_id)))
+    if conversation is None or conversation.owner != owner:
+        raise NoSuchConversation
+    return conversation
+
+
+async def _changed(broker: Broker, owner: str, conversation_id: str) -> None:
+    await broker.redis.publish(keys.events_of(owner), pack({"type": "changed", "conversation": conversation_id}))
+
+
+def _conversation(conversation_id: str, record: dict[bytes, bytes]) -> Conversation | None:
+    if b"owner" not in record:
+        return None
+    text = {key.decode(): value.decode() for key, value in record.items()}
+    return Conversation(
+        conversation_id, text["owner"], text.get("title", ""), int(text.get("created", 0)), int(text.get("updated", 0)),
+        text.get("leaf", ""), text.get("request", ""),
+    )  # fmt: skip
+
+
+_MESSAGE_FIELDS = {f.name for f in fields(StoredMessage)} - {"message_id"}
+
+
+def _message(message_id: str, raw: dict[str, Any]) -> StoredMessage:
+    known = {key: value for key, value in raw.items() if key in _MESSAGE_FIELDS}
+    return StoredMessage(message_id, **known | {"parts": tuple(raw.get("parts") or ())})

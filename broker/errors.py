@@ -1,0 +1,177 @@
+"""Every way in which FleetChat says no.
+
+Each class carries the HTTP `status`, a stable `code` and a sentence that says what happened and what to do. Errors are
+raised where they are known and caught in two places: the web middleware (a page or JSON) and the worker's job wrapper
+(the last frame of the answer).
+
+    FleetError                    500  internal
+    ├── BadRequest                400  bad_request          the request's shape or a value is wrong
+    │   ├── PromptEmpty           400  prompt_empty
+    │   ├── PromptTooLarge        413  prompt_too_large     more bytes than FLEETCHAT_PROMPT_BYTES
+    │   └── PromptTooLong         400  context_length_exceeded   more tokens than the model takes
+    ├── Forbidden                 403  forbidden
+    ├── NotFound                  404  not_found
+    │   ├── NoSuchModel           404  model_not_found
+    │   └── NoSuchConversation    404  conversation_not_found
+    ├── Conflict                  409  conflict
+    ├── Overloaded                429  overloaded           carries retry_after
+    │   ├── QueueFull             429  queue_full
+    │   └── ShareUsed             429  share_used
+    ├── Unavailable               503  unavailable
+    │   ├── NoWorker              503  no_worker
+    │   ├── WaitedTooLong         503  waited_too_long
+    │   ├── StorageFull           503  storage
+    │   └── RedisAway             503  redis_away
+    ├── RanTooLong                504  ran_too_long
+    ├── WorkerLost                502  worker_lost          the request brought down its workers
+    ├── EngineFailed              500  engine_failed
+    └── SetupError                 -   setup                a command cannot start: one sentence, exit code 2
+        └── ModelUnusable          -   model_unusable       this worker cannot serve its model
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class FleetError(Exception):
+    """The root: `status` is HTTP's, `code` is for programs, the message is for people."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    sentence: ClassVar[str] = "Something went wrong on our side. Please try again; the server's log has the cause."
+
+    def __init__(self, message: str = "", *, retry_after: int | None = None) -> None:
+        super().__init__(message or self.sentence)
+        self.retry_after = retry_after  # seconds
+
+    def to_map(self) -> dict[str, Any]:
+        """What travels: code, message, status and, where known, retry_after (seconds)."""
+        error = {"code": self.code, "message": str(self), "status": self.status}
+        return error if self.retry_after is None else error | {"retry_after": self.retry_after}
+
+
+class BadRequest(FleetError):
+    status, code = 400, "bad_request"
+    sentence = "The request has a field that is missing, of a wrong type or out of range."
+
+
+class PromptEmpty(BadRequest):
+    code = "prompt_empty"
+    sentence = "The message is empty. Write something and send it again."
+
+
+class PromptTooLarge(BadRequest):
+    status, code = 413, "prompt_too_large"
+    sentence = "The conversation is larger than this server takes. Shorten it or start a new one."
+
+
+class PromptTooLong(BadRequest):
+    code = "context_length_exceeded"
+    sentence = "The conversation is longer than the model takes. Shorten it or start a new one."
+
+
+class Forbidden(FleetError):
+    status, code = 403, "forbidden"
+    sentence = "That is not allowed from here."
+
+
+class NotFound(FleetError):
+    status, code = 404, "not_found"
+    sentence = "There is nothing at this address."
+
+
+class NoSuchModel(NotFound):
+    code = "model_not_found"
+    sentence = "No worker has ever offered this model. Pick another one."
+
+
+class NoSuchConversation(NotFound):
+    code = "conversation_not_found"
+    sentence = "This conversation does not exist, or it is not yours."
+
+
+class Conflict(FleetError):
+    status, code = 409, "conflict"
+    sentence = "An answer is still being written in this conversation. Stop it or wait for it to finish."
+
+
+class Overloaded(FleetError):
+    status, code = 429, "overloaded"
+    sentence = "The server is busy. Please try again in a moment."
+
+
+class QueueFull(Overloaded):
+    code = "queue_full"
+    sentence = "Too many requests wait for this model. Please try again in a moment, or pick another model."
+
+
+class ShareUsed(Overloaded):
+    code = "share_used"
+    sentence = "You have as many answers under way as one user may have. Wait for one to finish, or stop one."
+
+
+class Unavailable(FleetError):
+    status, code = 503, "unavailable"
+    sentence = "This is not available right now. Please try again in a moment."
+
+
+class NoWorker(Unavailable):
+    code = "no_worker"
+    sentence = "No worker serves this model right now. Pick another model, or start a worker for it."
+
+
+class WaitedTooLong(Unavailable):
+    code = "waited_too_long"
+    sentence = "No worker had a free place in time. Please try again, or pick another model."
+
+
+class StorageFull(Unavailable):
+    code = "storage"
+    sentence = "The server's storage is full, so it takes no new requests. Please tell its operator."
+
+
+class RedisAway(Unavailable):
+    code = "redis_away"
+    sentence = "The server has lost its connection to Redis and is trying again. Please try again in a moment."
+
+
+class RanTooLong(FleetError):
+    status, code = 504, "ran_too_long"
+    sentence = "The answer took longer than the time limit, so it was ended here."
+
+
+class WorkerLost(FleetError):
+    status, code = 502, "worker_lost"
+    sentence = "The workers that tried to answer this went down one after another, so it was given up."
+
+
+class EngineFailed(FleetError):
+    code = "engine_failed"
+    sentence = "The model failed while it was answering. Please try again; the worker's log has the cause."
+
+
+class SetupError(FleetError):
+    code = "setup"
+    sentence = "The command cannot start."
+
+
+class ModelUnusable(SetupError):
+    code = "model_unusable"
+    sentence = "This model cannot be served."
+
+
+def from_map(error: Mapping[str, Any]) -> FleetError:
+    """The error whose `to_map` this was; an unknown code gives a plain FleetError with the same message."""
+    return _BY_CODE.get(str(error.get("code")), FleetError)(
+        str(error.get("message", "")), retry_after=error.get("retry_after")
+    )
+
+
+def _tree(root: type[FleetError]) -> dict[str, type[FleetError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+_BY_CODE = _tree(FleetError)

@@ -1,0 +1,163 @@
+"""Every Redis key and channel, its type, lifetime, writer and reader. No other file contains a key.
+
+A name's pattern stands in `PATTERNS` once; `keys.queue("pocket")` gives the key in Python, and `LUA` gives the scripts
+a table `K` with the same functions, so that both sides cannot drift apart.
+
+    key                  type     lifetime            written by            read by      what
+    ───────────────────  ───────  ──────────────────  ────────────────────  ───────────  ──────────────────────────────
+    queue:MODEL          zset     while it waits      enqueue claim expire  all          waiting request ids by turn
+    running:MODEL        zset     while it runs       claim renew end       all          claimed ids by lease end (ms)
+    models               hash     kept                beat                  all          name → card (msgpack)
+    serving:MODEL        zset     while served        beat leave expire     all          worker ids by last heartbeat (ms)
+    workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
+    worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
+    request:{R}          hash     limits + 2 min      every script          all          state, worker, epoch, times …
+    prompt:{R}           string   as request          enqueue               worker       the request itself (msgpack)
+    frames:{R}           list     as request          append end            readers      the answer so far (msgpack frames)
+    tokens:{R}           string   as request          append                worker       its token ids so far (uint32)
+    arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
+    arq:retry:R          string   as request          arq                   arq          how often arq has started it
+    turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is (fair queueing)
+    pace:MODEL           hash     1 day               end                   enqueue      mean seconds of an answer
+    live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
+    poisoned:{R}         string   7 days              expire                people       prompt of a request that crashed 3 workers
+    swept                string   0.9 s               expire                expire       somebody swept a moment ago
+    conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, request
+    messages:ID          hash     kept                enqueue end           web          message id → message (msgpack)
+    conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
+    secret               string   kept                web, once             web          signs the cookies
+
+    channel              published by        heard by       what
+    ───────────────────  ──────────────────  ─────────────  ─────────────────────────────────────────────
+    stream:{R}           append end          readers        the frames, live
+    control:WORKER       cancel, the worker  that worker    "cancel" or "pulse" with an id (msgpack)
+    wake:MODEL           enqueue release     its workers    there is work
+    events               beat leave expire   web            models or workers changed
+    events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
+    pulse:PROCESS        web                 itself         loop-back heartbeat of a subscription
+"""
+
+PATTERNS = {
+    "queue": "queue:%s",
+    "running": "running:%s",
+    "models": "models",
+    "serving": "serving:%s",
+    "workers": "workers",
+    "worker": "worker:%s",
+    "request": "request:{%s}",
+    "prompt": "prompt:{%s}",
+    "frames": "frames:{%s}",
+    "tokens": "tokens:{%s}",
+    "job": "arq:job:%s",
+    "retry": "arq:retry:%s",
+    "turns": "turns:%s",
+    "pace": "pace:%s",
+    "live": "live:%s",
+    "poisoned": "poisoned:{%s}",
+    "swept": "swept",
+    "conversation": "conversation:%s",
+    "messages": "messages:%s",
+    "conversations": "conversations:%s",
+    "secret": "secret",
+    "stream": "stream:{%s}",
+    "control": "control:%s",
+    "wake": "wake:%s",
+    "events": "events",
+    "events_of": "events:%s",
+    "pulse": "pulse:%s",
+}
+
+
+def _name(pattern: str, part: str) -> str:
+    return PATTERNS[pattern].replace("%s", part)
+
+
+def queue(model: str) -> str:
+    """Waiting requests of a model."""
+    return _name("queue", model)
+
+
+def running(model: str) -> str:
+    """Claimed requests of a model."""
+    return _name("running", model)
+
+
+def serving(model: str) -> str:
+    """Workers of a model."""
+    return _name("serving", model)
+
+
+def worker(worker_id: str) -> str:
+    """What one worker says of itself."""
+    return _name("worker", worker_id)
+
+
+def request(request_id: str) -> str:
+    """State of a request."""
+    return _name("request", request_id)
+
+
+def prompt(request_id: str) -> str:
+    """The request itself."""
+    return _name("prompt", request_id)
+
+
+def frames(request_id: str) -> str:
+    """Every frame of the answer so far."""
+    return _name("frames", request_id)
+
+
+def tokens(request_id: str) -> str:
+    """Token ids of the answer so far."""
+    return _name("tokens", request_id)
+
+
+def conversation(conversation_id: str) -> str:
+    """Owner, title and times of a conversation."""
+    return _name("conversation", conversation_id)
+
+
+def messages(conversation_id: str) -> str:
+    """Messages of a conversation."""
+    return _name("messages", conversation_id)
+
+
+def conversations(owner: str) -> str:
+    """Conversations of an owner."""
+    return _name("conversations", owner)
+
+
+def stream(request_id: str) -> str:
+    """Channel of a request's frames."""
+    return _name("stream", request_id)
+
+
+def control(worker_id: str) -> str:
+    """Channel of orders to one worker."""
+    return _name("control", worker_id)
+
+
+def wake(model: str) -> str:
+    """Channel that says "there is work"."""
+    return _name("wake", model)
+
+
+def events_of(owner: str) -> str:
+    """Channel of changes in an owner's conversations."""
+    return _name("events_of", owner)
+
+
+def pulse(process: str) -> str:
+    """Channel by which a process hears whether its subscription is alive."""
+    return _name("pulse", process)
+
+
+MODELS = PATTERNS["models"]
+WORKERS = PATTERNS["workers"]
+SECRET = PATTERNS["secret"]
+EVENTS = PATTERNS["events"]
+
+LUA = "local K = {}\n" + "".join(
+    f"K.{name} = function(id) return '{pattern.replace('%s', chr(39) + ' .. id .. ' + chr(39))}' end\n"
+    for name, pattern in PATTERNS.items()
+)

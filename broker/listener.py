@@ -1,0 +1,180 @@
+"""One subscription connection per process, shared by everybody in it.
+
+Comes in: channels to listen to. Goes out: what was published on them, into a bounded mailbox per listener. The reading
+loop never waits for a listener: a mailbox that is full is emptied and marked, and its owner reads the list instead.
+
+Pub/sub forgets, so a listener must know when it may have missed something. Every confirmation of a subscription after
+the first (the connection was lost and made again) marks the mailboxes of that channel. A connection that died without
+a word is noticed by a loop-back heartbeat: the process publishes to itself and expects to hear it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Self
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from broker import keys
+from broker.errors import RedisAway
+
+logger = logging.getLogger("fleetchat.listener")
+
+PULSE_SECONDS = 1.0
+DEAF_SECONDS = 3.0
+CONFIRM_SECONDS = 10.0
+
+
+class Mailbox:
+    """What arrived on one channel for one listener, at most `limit` messages."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._messages: deque[bytes] = deque()
+        self._gap = False
+        self._arrived = asyncio.Event()
+
+    def put(self, message: bytes) -> None:
+        if len(self._messages) >= self._limit:
+            self.miss()
+        else:
+            self._messages.append(message)
+            self._arrived.set()
+
+    def miss(self) -> None:
+        """Something may be missing: whoever takes next is told so, and what is here is dropped."""
+        self._messages.clear()
+        self._gap = True
+        self._arrived.set()
+
+    async def take(self, timeout: float | None = None) -> tuple[list[bytes], bool]:
+        """All messages that are here, at least one unless there is a gap or the time is up; and whether there is a gap."""
+        if not self._arrived.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._arrived.wait()
+        messages, gap = list(self._messages), self._gap
+        self._messages.clear()
+        self._gap = False
+        self._arrived.clear()
+        return messages, gap
+
+
+class _Channel:
+    def __init__(self) -> None:
+        self.mailboxes: set[Mailbox] = set()
+        self.confirmed = asyncio.Event()
+        self.confirmations = 0
+
+
+class Listener:
+    """Entered with `async with`; `subscribe` gives a mailbox once Redis has confirmed."""
+
+    def __init__(self, redis: "Redis[bytes]") -> None:
+        self._redis = redis  # for the heartbeat, and for how to connect
+        self._pulse_name = keys.pulse(secrets.token_hex(8)).encode()
+        self._channels: dict[bytes, _Channel] = {self._pulse_name: _Channel()}
+        self._connection: AbstractConnection | None = None
+        self._deadline = asyncio.timeout(None)
+        self.reconnects = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the subscription is connected and has been confirmed; a deaf one is not for longer than DEAF_SECONDS."""
+        return self._connection is not None and self._channels[self._pulse_name].confirmed.is_set()
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(self._read(), name="listener"),
+            asyncio.create_task(self._pulse(), name="pulse"),
+        ]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, name: str, limit: int = 1024) -> AsyncIterator[Mailbox]:
+        """A mailbox of what is published on a channel from now on.
+
+        Raises:
+            RedisAway: no confirmation came in time.
+        """
+        key, mailbox = name.encode(), Mailbox(limit)
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = _Channel()
+            await self._send("SUBSCRIBE", key)
+        channel.mailboxes.add(mailbox)
+        try:
+            try:
+                async with asyncio.timeout(CONFIRM_SECONDS):
+                    await channel.confirmed.wait()
+            except TimeoutError:
+                raise RedisAway from None
+            yield mailbox
+        finally:
+            channel.mailboxes.discard(mailbox)
+            if not channel.mailboxes:
+                del self._channels[key]
+                await self._send("UNSUBSCRIBE", key)
+
+    async def _send(self, command: str, *names: bytes) -> None:
+        if self._connection is None:
+            return  # once connected, the reading loop subscribes to all of `_channels`
+        with contextlib.suppress(RedisError, OSError):  # the reading loop sees the same and connects again
+            await self._connection.send_command(command, *names)
+
+    async def _read(self) -> None:
+        pause = 0.05
+        while True:
+            connection = self._redis.connection_pool.make_connection()
+            connection.socket_timeout = None  # an idle subscription is silent for minutes; the heartbeat notices a dead one
+            try:
+                async with asyncio.timeout(CONFIRM_SECONDS) as self._deadline:
+                    await connection.connect()
+                    self._connection = connection
+                    await connection.send_command("SUBSCRIBE", *self._channels)
+                    while True:
+                        self._dispatch(await connection.read_response(disable_decoding=True))
+                        pause = 0.05
+            except (RedisError, OSError, AttributeError) as error:  # AttributeError: redis-py, when closed while it sends
+                logger.warning("subscription lost, connecting again: %s", error or "it did not hear its own heartbeat")
+            finally:
+                self._connection = None
+                for channel in self._channels.values():
+                    channel.confirmed.clear()
+                await connection.disconnect(nowait=True)
+            self.reconnects += 1
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def _dispatch(self, reply: list[bytes]) -> None:
+        kind, name, payload = reply
+        channel = self._channels.get(name)
+        if channel is None:
+            return
+        if kind == b"message":
+            for mailbox in channel.mailboxes:
+                mailbox.put(payload)
+        elif kind == b"subscribe":
+            if channel.confirmations:
+                for mailbox in channel.mailboxes:
+                    mailbox.miss()
+            channel.confirmations += 1
+            channel.confirmed.set()
+        if name == self._pulse_name:
+            self._deadline.reschedule(asyncio.get_running_loop().time() + DEAF_SECONDS)
+
+    async def _pulse(self) -> None:
+        while True:
+            with contextlib.suppress(RedisError, OSError):  # Redis is away: the reading loop finds out, too
+                await self._redis.publish(self._pulse_name, b"")
+            await asyncio.sleep(PULSE_SECONDS)

@@ -1,0 +1,134 @@
+"""Putting a request into its model's queue, taking it out again, and where it stands.
+
+One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog. The scripts do
+the work; this module gives them their arguments and turns their answers into errors and dataclasses.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arq.jobs import serialize_job
+
+from broker import keys
+from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
+from broker.errors import Conflict, FleetError, NoSuchConversation, QueueFull, ShareUsed
+from broker.messages import ChatRequest, pack
+
+BEHIND = 1_000_000  # turns that a low-priority request stands behind
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Where the answer to a kept request belongs."""
+
+    conversation: str
+    parent: str  # id of the user message that it answers
+    title: str = ""  # of the conversation, if this begins it
+    message: bytes = b""  # the user message (msgpack), unless it is there already
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request that a worker holds, and the token that proves it."""
+
+    request_id: str
+    token: str
+    epoch: int
+    model: str
+    waited: float  # seconds between enqueue and claim
+    crashes: int
+
+
+async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None, *, low_priority: bool = False) -> int:
+    """Accept a request and wake a worker; gives the number of requests before it.
+
+    Raises:
+        QueueFull, ShareUsed: with `retry_after`.
+        NoSuchConversation, Conflict: the conversation is not the owner's, or an answer is being written in it.
+        StorageFull, RedisAway
+    """
+    config = broker.config
+    job = serialize_job("chat", (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
+    # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
+    limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
+    place = [turn.conversation, turn.title, turn.parent, turn.parent if turn.message else "", turn.message] if turn else [""] * 5
+    async with redis_errors():
+        status, *details = await broker.scripts.enqueue(
+            args=[
+                request.request_id, request.model, request.owner, int(request.keep), request.encode(), job,
+                *limits, BEHIND if low_priority else 0, *place,
+            ]
+        )  # fmt: skip
+    match status:
+        case -1:
+            raise QueueFull(retry_after=await _retry_after(broker, request.model, details[0], float(details[1])))
+        case -2:
+            raise ShareUsed(
+                f"You have {details[0]} answers under way, which is all that one user may have. "
+                "Wait for one to finish, or stop one.",
+                retry_after=2,
+            )
+        case -3:
+            raise NoSuchConversation
+        case -4:
+            raise Conflict
+    return int(details[0])
+
+
+async def _retry_after(broker: Broker, model: str, backlog: int, mean_seconds: float) -> int:
+    """Seconds until a place should be free, as measured: 1 to 60."""
+    running = await broker.redis.zcard(keys.running(model))
+    return max(1, min(60, math.ceil(mean_seconds / max(1, running))))
+
+
+async def claim(broker: Broker, worker_id: str, token: str, want: int, models: Sequence[str], mine: Sequence[str]) -> list[Claim]:
+    """Up to `want` waiting requests, which are this worker's from now on.
+
+    Args:
+        token: unique to this call; every claim of it gets a token of its own, so that a worker that stalled and
+            claims its own request again does not fence with itself.
+        mine: ids that this worker runs.
+    """
+    lease_ms, grace_ms = int(broker.config.lease_seconds * 1000), int(ORPHAN_SECONDS * 1000)
+    flat = await broker.scripts.claim(
+        args=[worker_id, token, want, lease_ms, grace_ms, int(not mine), len(models), *models, *mine]
+    )
+    return [
+        Claim(i.decode(), t.decode(), int(e), m.decode(), int(w) / 1000, int(c))
+        for i, t, e, m, w, c in (flat[k : k + 6] for k in range(0, len(flat), 6))
+    ]
+
+
+async def renew(broker: Broker, claims: Sequence[Claim]) -> list[str]:
+    """Keep the leases; gives the ids of those that are no longer this worker's."""
+    flat = [part for claim in claims for part in (claim.request_id, claim.token)]
+    lost = await broker.scripts.renew(args=[int(broker.config.lease_seconds * 1000), *flat])
+    return [request_id.decode() for request_id in lost]
+
+
+async def release(broker: Broker, claim: Claim) -> bool:
+    """Hand a request back to its queue, at its old place; that counts as no crash."""
+    return bool(await broker.scripts.release(args=[claim.request_id, claim.token]))
+
+
+async def cancel(broker: Broker, request_id: str, owner: str, reason: str = "cancelled") -> bool:
+    """End a waiting or running request, with its last frame; False if it had ended or is not the owner's."""
+    async with redis_errors():
+        return bool(await broker.scripts.cancel(args=[request_id, owner, reason]) == 1)
+
+
+async def end(broker: Broker, claim: Claim, error: FleetError) -> bool:
+    """End a request with an error unless it has ended."""
+    return bool(await broker.scripts.end(args=[claim.request_id, claim.token, pack(error.to_map())]))
+
+
+async def places(broker: Broker, requests: Sequence[tuple[str, str]]) -> list[int | None]:
+    """How many requests stand before each (model, request id); None for one that does not wait."""
+    async with broker.redis.pipeline(transaction=False) as pipe:
+        for model, request_id in requests:
+            pipe.zrank(keys.queue(model), request_id)
+        ranks: list[Any] = await pipe.execute()
+    return ranks

@@ -1,0 +1,130 @@
+"""Which workers serve which models, as their heartbeats say. No dispatcher: workers of a model pull from its queue.
+
+Comes in: a worker's heartbeat. Goes out: the models with their state, queue and workers, for pickers and for people.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from broker import keys
+from broker.connection import Broker, redis_errors
+from broker.errors import NoSuchModel, NoWorker
+from broker.messages import ModelCard
+
+NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]{0,127}", re.ASCII)
+RESERVED = ("jobs", "training")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What one worker says of itself, as text, the way `redis-cli HGETALL worker:ID` shows it."""
+
+    worker_id: str
+    fields: Mapping[str, str]
+
+    @property
+    def models(self) -> list[str]:
+        return self.fields.get("models", "").split()
+
+    def number(self, name: str) -> float:
+        """A field as a number, 0 if it is absent."""
+        return float(self.fields.get(name) or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model's card and what goes on around it."""
+
+    card: ModelCard
+    waiting: int
+    running: int
+    workers: tuple[WorkerState, ...]
+
+    @property
+    def state(self) -> str:
+        """ready, loading, failed, or gone: a card whose workers have all left."""
+        if self.workers or self.card.state == "failed":
+            return self.card.state
+        return "gone"
+
+    def to_map(self) -> dict[str, Any]:
+        """What pages and programs see of it."""
+        return asdict(replace(self.card, state=self.state)) | {
+            "waiting": self.waiting,
+            "running": self.running,
+            "workers": len(self.workers),
+            "slots": int(sum(w.number("slots") for w in self.workers)),
+            "tokens_per_s": round(sum(w.number("tokens_per_s") for w in self.workers), 1),
+        }
+
+
+def valid_name(name: str) -> bool:
+    """Whether a model may be called so: it becomes part of keys, addresses and command lines."""
+    return NAME.fullmatch(name) is not None and name not in RESERVED
+
+
+async def beat(broker: Broker, worker_id: str, state: str, fields: Mapping[str, Any], cards: Sequence[ModelCard]) -> None:
+    """A worker's heartbeat; silence for `heartbeat_expiry` takes it out of the registry."""
+    flat = [part for pair in fields.items() for part in pair]
+    named = [part for card in cards for part in (card.name, card.encode())]
+    ttl_ms = int(broker.heartbeat_expiry * 1000)
+    await broker.scripts.beat(args=[worker_id, ttl_ms, state, len(fields), *flat, *named])
+
+
+async def leave(broker: Broker, worker_id: str, models: Sequence[str]) -> None:
+    """A worker goes, and everybody sees it at once."""
+    await broker.scripts.leave(args=[worker_id, *models])
+
+
+async def find(broker: Broker, model: str) -> ModelCard:
+    """The card of a model that can be asked now.
+
+    Raises:
+        NoSuchModel: nobody ever offered it.
+        NoWorker: somebody did, but no worker is ready or loading.
+    """
+    async with redis_errors():
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            pipe.hget(keys.MODELS, model)
+            pipe.zcard(keys.serving(model))
+            encoded, workers = await pipe.execute()
+    if encoded is None:
+        raise NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
+    card = ModelCard.decode(encoded)
+    if not workers or card.state == "failed":
+        raise NoWorker(card.why and f"{model} cannot be served: {card.why}")
+    return card
+
+
+async def workers(broker: Broker) -> list[WorkerState]:
+    """The living workers, by id."""
+    ids = [worker_id.decode() for worker_id in await broker.redis.zrange(keys.WORKERS, 0, -1)]
+    async with broker.redis.pipeline(transaction=False) as pipe:
+        for worker_id in ids:
+            pipe.hgetall(keys.worker(worker_id))
+        states = await pipe.execute()
+    return [
+        WorkerState(worker_id, {k.decode(): v.decode() for k, v in state.items()})
+        for worker_id, state in sorted(zip(ids, states, strict=True))
+        if state
+    ]
+
+
+async def models(broker: Broker) -> list[ModelState]:
+    """All models that have a card: ready ones first, then by name."""
+    async with redis_errors():
+        encoded, living = await asyncio.gather(broker.redis.hgetall(keys.MODELS), workers(broker))
+        cards = [ModelCard.decode(card) for card in encoded.values()]
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            for card in cards:
+                pipe.zcard(keys.queue(card.name))
+                pipe.zcard(keys.running(card.name))
+            counts = await pipe.execute()
+    found = [
+        ModelState(card, waiting, running, tuple(w for w in living if card.name in w.models))
+        for card, waiting, running in zip(cards, counts[::2], counts[1::2], strict=True)
+    ]
+    return sorted(found, key=lambda m: (("ready", "loading", "failed", "gone").index(m.state), m.card.name.lower()))

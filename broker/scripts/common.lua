@@ -1,0 +1,114 @@
+-- What the scripts share: the clock, reading a request, putting it back, ending it.
+
+local AFTER_MS = 120000  -- what belongs to a request is readable this long after its last frame
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function load_request(id)
+  local flat, r = redis.call('HGETALL', K.request(id)), {}
+  for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+  return r
+end
+
+-- Nobody listens to it and nobody keeps it. The first look only notes the time: a web process may be on its way back.
+local function abandoned(id, r, at, grace_ms)
+  if r.keep == '1' then return false end
+  if redis.call('PUBSUB', 'NUMSUB', K.stream(id))[2] > 0 then
+    if r.alone_since then redis.call('HDEL', K.request(id), 'alone_since') end
+    return false
+  end
+  if not r.alone_since then
+    redis.call('HSET', K.request(id), 'alone_since', at)
+    return false
+  end
+  return at - tonumber(r.alone_since) >= grace_ms
+end
+
+local function put_back(id, r, holder)
+  redis.call('ZREM', K.running(r.model), id)
+  redis.call('ZADD', K.queue(r.model), r.score, id)
+  redis.call('HSET', K.request(id), 'state', 'waiting', 'claim', holder)
+  redis.call('PUBLISH', K.wake(r.model), id)
+end
+
+-- A worker whose lease ran out, and whose request nobody else took, has it again.
+local function regain(id, r, lease_ms, at)
+  redis.call('ZREM', K.queue(r.model), id)
+  redis.call('ZADD', K.running(r.model), at + lease_ms, id)
+  redis.call('HSET', K.request(id), 'state', 'running')
+end
+
+-- The finished answer as a message: the frames' text, joined by kind.
+local function save_answer(id, r, last, at)
+  local conversation = K.conversation(r.conversation)
+  if redis.call('HGET', conversation, 'owner') ~= r.owner then return end  -- deleted meanwhile
+  local parts, kind, texts = {}, nil, {}
+  local function close()
+    if kind and #texts > 0 then parts[#parts + 1] = {kind = kind, text = table.concat(texts)} end
+    texts = {}
+  end
+  for _, encoded in ipairs(redis.call('LRANGE', K.frames(id), 0, -1)) do
+    local frame = cmsgpack.unpack(encoded)
+    if (frame.kind or 'text') ~= kind then close() kind = frame.kind or 'text' end
+    if frame.text and frame.text ~= '' then texts[#texts + 1] = frame.text end
+  end
+  close()
+  redis.call('HSET', K.messages(r.conversation), id, cmsgpack.pack({
+    role = 'assistant', parent = r.parent, parts = parts, model = r.model, request_id = id, created = at,
+    reason = last.reason, usage = last.usage, timings = last.timings, error = last.error,
+  }))
+  redis.call('HSET', conversation, 'leaf', id, 'updated', at)
+  if redis.call('HGET', conversation, 'request') == id then redis.call('HDEL', conversation, 'request') end
+  redis.call('ZADD', K.conversations(r.owner), at, r.conversation)
+  redis.call('PUBLISH', K.events_of(r.owner),
+    cmsgpack.pack({type = 'ended', conversation = r.conversation, request_id = id}))
+end
+
+-- Ends a request: the last frame, the state, out of queue and running, the message. Callers check that it has not ended.
+-- `frame` is the encoded last frame, or false to have one made from `reason` and `error`.
+local function finish(id, r, frame, reason, error)
+  local at, frames = now_ms(), K.frames(id)
+  local last
+  if frame then
+    last = cmsgpack.unpack(frame)['end']
+  else
+    last = {
+      reason = reason, error = error,
+      usage = {
+        prompt_tokens = tonumber(r.prompt_tokens or 0),
+        completion_tokens = math.floor(redis.call('STRLEN', K.tokens(id)) / 4),
+      },
+      timings = {total = (at - tonumber(r.created)) / 1000},
+    }
+    frame = cmsgpack.pack({
+      request_id = id, seq = redis.call('LLEN', frames), epoch = tonumber(r.epoch), text = '', ['end'] = last,
+    })
+  end
+  redis.call('RPUSH', frames, frame)
+  redis.call('HSET', K.request(id), 'state', 'ended', 'finished', at, 'reason', last.reason,
+    'completion_tokens', last.usage and last.usage.completion_tokens or 0, 'error', last.error and last.error.code or '')
+  redis.call('ZREM', K.queue(r.model), id)
+  redis.call('ZREM', K.running(r.model), id)
+  redis.call('DEL', K.job(id), K.retry(id), K.prompt(id), K.tokens(id))
+  redis.call('PEXPIRE', K.request(id), AFTER_MS)
+  redis.call('PEXPIRE', frames, AFTER_MS)
+  if r.owner ~= '' then redis.call('SREM', K.live(r.owner), id) end
+  if r.started and (last.reason == 'stop' or last.reason == 'length') then
+    local pace, seconds = K.pace(r.model), (at - tonumber(r.started)) / 1000
+    local mean = tonumber(redis.call('HGET', pace, 'seconds') or seconds)
+    redis.call('HSET', pace, 'seconds', string.format('%.3f', mean + 0.1 * (seconds - mean)))
+    redis.call('PEXPIRE', pace, 86400000)
+  end
+  if r.conversation ~= '' then save_answer(id, r, last, at) end
+  redis.call('PUBLISH', K.stream(id), frame)
+end
+
+-- The worker that holds it stops computing; it would also find out by itself at its next append or renewal.
+local function tell_worker(id, r)
+  if r.state == 'running' then
+    redis.call('PUBLISH', K.control(r.worker), cmsgpack.pack({type = 'cancel', request_id = id}))
+  end
+end

@@ -1,0 +1,62 @@
+-- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
+-- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
+--       conversation, title, parent of the answer, user message id, user message (the last five '' when not kept)
+-- Returns {0, place} or {-1, backlog, mean seconds} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
+local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local behind, conversation, title, parent = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
+local message_id, message = ARGV[15], ARGV[16]
+local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
+
+if redis.call('EXISTS', K.request(id)) == 1 then return {0, redis.call('ZRANK', queue, id) or 0} end
+local backlog = redis.call('ZCARD', queue)
+if backlog >= queue_limit then return {-1, backlog, redis.call('HGET', K.pace(model), 'seconds') or '1'} end
+if owner ~= '' and user_limit > 0 then
+  local live = redis.call('SCARD', K.live(owner))
+  if live >= user_limit then return {-2, live} end
+end
+
+if conversation ~= '' then
+  local c = redis.call('HMGET', K.conversation(conversation), 'owner', 'request')
+  if c[1] and c[1] ~= owner then return {-3} end
+  if c[2] and redis.call('HGET', K.request(c[2]), 'state') then
+    if redis.call('HGET', K.request(c[2]), 'state') ~= 'ended' then return {-4} end
+  end
+  if not c[1] then
+    redis.call('HSET', K.conversation(conversation), 'owner', owner, 'title', title, 'created', at)
+  end
+  if message_id ~= '' then redis.call('HSET', K.messages(conversation), message_id, message) end
+  redis.call('HSET', K.conversation(conversation), 'request', id, 'leaf', parent, 'updated', at)
+  redis.call('ZADD', K.conversations(owner), at, conversation)
+  redis.call('PUBLISH', K.events_of(owner),
+    cmsgpack.pack({type = 'began', conversation = conversation, request_id = id}))
+end
+
+-- Start-time fair queueing: a user's n-th waiting request stands with everybody's n-th. The fraction keeps arrival order.
+local turn = tonumber(redis.call('HGET', turns, '') or 0)
+if backlog == 0 then  -- nobody waits, so nobody's past turns count
+  redis.call('DEL', turns)
+  redis.call('HSET', turns, '', turn)
+end
+local start = turn
+if owner ~= '' then
+  start = math.max(turn, tonumber(redis.call('HGET', turns, owner) or 0))
+  redis.call('HSET', turns, owner, start + 1)
+end
+redis.call('PEXPIRE', turns, 86400000)
+local score = string.format('%.9f', start + behind + (at % 4294967296) / 4294967296)
+
+local ttl = wait_ms + run_ms + AFTER_MS
+redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,
+  'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
+  'conversation', conversation, 'parent', parent)
+redis.call('PEXPIRE', K.request(id), ttl)
+redis.call('SET', K.prompt(id), prompt, 'PX', ttl)
+redis.call('SET', K.job(id), job, 'PX', ttl)
+redis.call('ZADD', queue, score, id)
+if owner ~= '' then
+  redis.call('SADD', K.live(owner), id)
+  redis.call('PEXPIRE', K.live(owner), ttl)
+end
+redis.call('PUBLISH', K.wake(model), id)
+return {0, redis.call('ZRANK', queue, id)}

@@ -1,0 +1,63 @@
+-- What time does: forgets silent workers, gives requests whose lease ran out to others, ends what is past its limits.
+-- Every process calls it each second; one call in 0.9 s works, and any one living process is enough.
+-- ARGV: heartbeat_ms, grace_ms, errors waited_too_long, ran_too_long, worker_lost (msgpack maps)
+-- Returns {workers pruned, requests returned to their queue, requests ended}
+if not redis.call('SET', K.swept(), '1', 'NX', 'PX', 900) then return {0, 0, 0} end
+local heartbeat_ms, grace_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local waited, ran, lost = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4]), cmsgpack.unpack(ARGV[5])
+local at, returned, ended = now_ms(), 0, 0
+
+local pruned = redis.call('ZREMRANGEBYSCORE', K.workers(), '-inf', at - heartbeat_ms)
+for _, model in ipairs(redis.call('HKEYS', K.models())) do
+  redis.call('ZREMRANGEBYSCORE', K.serving(model), '-inf', at - heartbeat_ms)
+
+  for _, id in ipairs(redis.call('ZRANGE', K.running(model), 0, -1)) do
+    local r = load_request(id)
+    if r.state == 'running' then
+      local lease = tonumber(redis.call('ZSCORE', K.running(model), id))
+      if at >= tonumber(r.run_until) then
+        finish(id, r, false, 'error', ran)
+        tell_worker(id, r)
+        ended = ended + 1
+      elseif abandoned(id, r, at, grace_ms) then
+        finish(id, r, false, 'abandoned')
+        tell_worker(id, r)
+        ended = ended + 1
+      elseif lease <= at then
+        -- a lease and a heartbeat do not run out in the same instant, so half the time of silence is already a crash
+        local beat = tonumber(redis.call('ZSCORE', K.workers(), r.worker) or 0)
+        local crashed = beat < at - heartbeat_ms / 2
+        local crashes = tonumber(r.crashes)
+        if crashed then crashes = redis.call('HINCRBY', K.request(id), 'crashes', 1) end
+        if crashes >= 3 then
+          redis.call('SET', K.poisoned(id), redis.call('GET', K.prompt(id)) or '', 'EX', 604800)
+          finish(id, r, false, 'error', lost)
+          ended = ended + 1
+        else
+          put_back(id, r, r.claim)  -- the claim stays: a worker that was only stuck regains it if nobody took it
+          returned = returned + 1
+        end
+      end
+    elseif redis.call('ZSCORE', K.running(model), id) then
+      redis.call('ZREM', K.running(model), id)
+    end
+  end
+
+  for _, id in ipairs(redis.call('ZRANGE', K.queue(model), 0, -1)) do
+    local r = load_request(id)
+    if r.state ~= 'waiting' then
+      redis.call('ZREM', K.queue(model), id)
+    elseif r.started and at >= tonumber(r.run_until) then
+      finish(id, r, false, 'error', ran)
+      ended = ended + 1
+    elseif not r.started and at >= tonumber(r.wait_until) then
+      finish(id, r, false, 'error', waited)
+      ended = ended + 1
+    elseif abandoned(id, r, at, grace_ms) then
+      finish(id, r, false, 'abandoned')
+      ended = ended + 1
+    end
+  end
+end
+if pruned > 0 then redis.call('PUBLISH', K.events(), 'workers') end
+return {pruned, returned, ended}
