@@ -1,0 +1,85 @@
+"""The chat job: the engine's pieces for one request, on their way to its reader.
+
+Comes in: a request id whose claim this worker holds. Goes out: its frames, and exactly one last one. What goes wrong
+becomes that last frame; a cancelled job (drain, stop) writes nothing, since whoever cancelled it sees to the rest.
+"""
+
+import logging
+import time
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+from broker import keys
+from broker.connection import Broker
+from broker.errors import EngineFailed, FleetError
+from broker.messages import ChatRequest
+from broker.queues import Claim
+from workers.engine import Engine
+from workers.publisher import Outgoing, Publisher
+
+logger = logging.getLogger("fleetchat.chat")
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What workers before this one have delivered."""
+
+    frames: int
+    ids: tuple[int, ...]
+    first: float | None  # seconds from enqueue to the first frame
+
+
+async def chat(ctx: dict[str, Any], request_id: str) -> None:
+    """arq's job. `ctx` has the broker, the engine, the publisher and this worker's claims."""
+    broker: Broker = ctx["broker"]
+    claim: Claim = ctx["claims"][request_id]
+    begun = time.monotonic() - claim.waited
+    encoded, earlier = await _load(broker, claim)
+    if encoded is None:
+        return  # it was stopped between the claim and here
+    publisher: Publisher = ctx["publisher"]
+    outgoing = Outgoing(publisher, claim, earlier.frames, len(earlier.ids))
+
+    def end(reason: str, error: FleetError | None = None) -> dict[str, Any]:
+        first = earlier.first if earlier.first is not None or outgoing.first is None else outgoing.first - begun
+        last: dict[str, Any] = {
+            "reason": reason,
+            "usage": {"prompt_tokens": outgoing.prompt_tokens or 0, "completion_tokens": outgoing.tokens},
+            "timings": {"waited": claim.waited, "first": first, "total": time.monotonic() - begun},
+        }
+        return last if error is None else last | {"error": error.to_map()}
+
+    try:
+        finish = await _write(ctx["engine"], ChatRequest.decode(encoded), earlier, outgoing)
+    except FleetError as error:
+        await outgoing.end(end("error", error))
+    except Exception:
+        logger.exception("request %s failed", request_id)
+        await outgoing.end(end("error", EngineFailed()))
+    else:
+        await outgoing.end(end(finish))
+
+
+async def _write(engine: Engine, request: ChatRequest, earlier: Earlier, outgoing: Outgoing) -> str:
+    async with engine.generate(request.request_id, request.messages, request.sampling, earlier.ids) as pieces:
+        outgoing.prompt_tokens = pieces.prompt_tokens
+        async for piece in pieces:
+            if piece.text or piece.token_ids:
+                outgoing.add(piece)
+            if piece.finish:
+                return piece.finish
+    raise EngineFailed("The model ended without saying why. Please try again.")
+
+
+async def _load(broker: Broker, claim: Claim) -> tuple[bytes | None, Earlier]:
+    if claim.epoch == 1:
+        return await broker.redis.get(keys.prompt(claim.request_id)), Earlier(0, (), None)
+    async with broker.redis.pipeline(transaction=True) as pipe:
+        pipe.get(keys.prompt(claim.request_id))
+        pipe.llen(keys.frames(claim.request_id))
+        pipe.get(keys.tokens(claim.request_id))
+        pipe.hmget(keys.request(claim.request_id), "created", "first")
+        encoded, frames, ids, (created, first) = await pipe.execute()
+    seconds = (int(first) - int(created)) / 1000 if first else None
+    return encoded, Earlier(frames, tuple(array("I", ids or b"")), seconds)

@@ -1,0 +1,174 @@
+"""arq's Worker with our loop, claim and finish.
+
+What stays arq's: the settings, running a job with its limits and log lines, cron, signals as the way to stop. What is
+ours: a job is picked up when a wake message comes and not at the next poll (the poll stays as safety net); the claim
+takes it out of the queue under a lease, from any of this worker's queues; finish and failure go through the scripts
+that end a request, whichever way arq takes. A lost Redis is waited for, and no job can end the process.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from signal import Signals
+from typing import Any
+
+from arq.worker import Worker
+from redis.exceptions import RedisError
+
+from broker import queues
+from broker.connection import Broker
+from broker.errors import BadRequest, FleetError, SetupError
+from broker.queues import Claim
+from workers import lifecycle
+
+logger = logging.getLogger("fleetchat.worker")
+
+POLL_SECONDS = 0.5  # a lost wake message costs this at most
+
+
+class FleetWorker(Worker):
+    """The worker that `arq workers.Settings` runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.claims: dict[str, Claim] = {}
+        self.models: Sequence[str] = ()
+        self.draining = False
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._broker: Broker | None = None
+
+    def run(self) -> None:
+        """Serve until a signal; SetupError is one sentence and exit code 2, a broken engine exit code 1."""
+        try:
+            self.loop.run_until_complete(self.main())
+        except SetupError as error:
+            logger.error("%s", error)
+            raise SystemExit(2) from None
+        except lifecycle.EngineStopped as error:
+            logger.error("%s", error)
+            raise SystemExit(1) from None
+        finally:
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+
+    async def main(self) -> None:
+        """Load, serve, drain."""
+        async with lifecycle.serving(self) as broker:
+            self._broker = broker
+            self._pool = broker.redis
+            while not self._stop.is_set():
+                try:
+                    await self._poll_iteration()
+                    await self.record_health()
+                except (RedisError, OSError) as error:
+                    logger.warning("Redis is away, waiting for it: %s", error)
+                await self._sleep()
+            await self._drain()
+
+    async def _sleep(self) -> None:
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._wake.set()
+
+    async def _poll_iteration(self) -> None:
+        free = self.max_jobs - len(self.tasks)
+        if free <= 0 or any(claim.crashes >= 2 for claim in self.claims.values()):
+            return  # a request that brought down two workers runs alone
+        models = list(self.models)
+        self.models = models[1:] + models[:1]  # no model of this worker is always served last
+        assert self._broker is not None
+        claims = await queues.claim(
+            self._broker, self.ctx["worker_id"], secrets.token_hex(8), free, models, list(self.claims)
+        )
+        for claim in claims:
+            self._start(claim)
+
+    def _start(self, claim: Claim) -> None:
+        self.claims[claim.request_id] = claim
+        task = self.loop.create_task(self._run(claim))
+        self.tasks[claim.request_id] = task
+        task.add_done_callback(lambda _: self._done(claim.request_id))
+
+    def _done(self, request_id: str) -> None:
+        self.claims.pop(request_id, None)
+        del self.tasks[request_id]
+        self.aborting_tasks.discard(request_id)
+        self._wake.set()
+
+    async def _run(self, claim: Claim) -> None:
+        """arq's run_job; what it raises (a job whose bytes are of a wrong shape) ends the request and not the worker."""
+        try:
+            await self.run_job(claim.request_id, int((time.time() - claim.waited) * 1000))
+        except Exception:
+            logger.exception("job %s broke", claim.request_id)
+            await self._end(claim.request_id, FleetError())
+
+    async def finish_job(self, job_id: str, finish: bool, *args: Any, **kwargs: Any) -> None:
+        """The job returned, failed or was stopped (finish), or it is to be run again, elsewhere."""
+        assert self._broker is not None
+        if finish:
+            await self._end(job_id, FleetError())  # nothing happens if the job has written its last frame
+        elif claim := self.claims.get(job_id):
+            await self._insist(queues.release, claim)
+
+    async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
+        """arq could not start the job: expired, not msgpack, or an unknown function."""
+        await self._end(job_id, BadRequest("The queued job could not be read, so it was given up."))
+
+    async def _end(self, request_id: str, error: FleetError) -> None:
+        if claim := self.claims.get(request_id):
+            await self._insist(queues.end, claim, error)
+
+    async def _insist(self, call: Any, *args: Any) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await call(self._broker, *args)
+                return
+            except (RedisError, OSError) as error:
+                logger.warning("Redis is away, trying again: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(2.0, 2 * pause)
+
+    def stop_job(self, request_id: str) -> None:
+        """Stop computing a request: it was cancelled, or another worker has it."""
+        if task := self.job_tasks.get(request_id):
+            self.aborting_tasks.add(request_id)
+            task.cancel()
+
+    def handle_sig(self, signum: Signals) -> None:
+        """SIGTERM and SIGINT: drain. A second one: hand over at once."""
+        logger.info("%s: draining", Signals(signum).name)
+        if self.draining:
+            for task in self.tasks.values():
+                task.cancel()
+        self.draining = True
+        self.allow_pick_jobs = False
+        self._stop.set()
+        self._wake.set()
+
+    async def stopped(self) -> None:
+        """Returns once the worker has been told to stop."""
+        await self._stop.wait()
+
+    async def _drain(self) -> None:
+        grace = self.ctx["config"].drain_seconds
+        if self.tasks:
+            await asyncio.wait(self.tasks.values(), timeout=grace)
+        running = list(self.tasks.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        logger.info("drained, %d answers handed over", len(running))
+
+    async def close(self) -> None:
+        """arq's way to close; `main` has closed everything when it returns."""

@@ -1,0 +1,220 @@
+"""A worker from its start to its end: load the model, tell the registry, keep the leases, hear orders, leave.
+
+`serving` is entered once by the worker. Inside, the model is loaded and the worker registered; its heartbeat, its
+leases, its orders and its publisher run as tasks beside it. If one of them, or the engine, fails, the block is
+cancelled and the process ends with an exit code that says so.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from broker import keys, queues, registry
+from broker.connection import HEARTBEAT_SECONDS, Broker
+from broker.errors import ModelUnusable
+from broker.messages import ModelCard, unpack
+from workers.cards import describe, resolve
+from workers.engine import Engine, EngineOptions, open_engine
+from workers.publisher import Publisher
+
+if TYPE_CHECKING:
+    from workers.fleet_worker import FleetWorker
+
+logger = logging.getLogger("fleetchat.worker")
+
+
+class EngineStopped(Exception):
+    """The engine is dead or hung: this process can serve no more, and says so by its exit code."""
+
+
+class Presence:
+    """What the registry hears of this worker."""
+
+    def __init__(self, broker: Broker, worker: "FleetWorker", card: ModelCard) -> None:
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.card = card
+        self.engine: Engine | None = None
+        self.publisher = Publisher(broker, worker.stop_job)
+        self._broker = broker
+        self._worker = worker
+
+    async def beat(self) -> None:
+        """One heartbeat. A draining worker lives, but serves nothing any more."""
+        draining, engine = self._worker.draining, self.engine
+        fields = {
+            "models": "" if draining else self.card.name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": engine.device if engine else "",
+            "dtype": engine.dtype if engine else "",
+            "slots": self._worker.max_jobs,
+            "busy": len(self._worker.claims),
+            "progress": self.card.progress,
+            "tokens_per_s": f"{self.publisher.tokens_per_s():.1f}",
+            "version": version("fleetchat"),
+        }
+        state = "draining" if draining else self.card.state
+        await registry.beat(self._broker, self.worker_id, state, fields, [] if draining else [self.card])
+
+    async def beat_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                await self.beat()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def leave(self) -> None:
+        """Out of the registry, at once; if Redis is away the silence says the same."""
+        with contextlib.suppress(RedisError, OSError):
+            await registry.leave(self._broker, self.worker_id, [self.card.name])
+
+
+@asynccontextmanager
+async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
+    """Everything that a worker needs while it serves.
+
+    Raises:
+        ModelUnusable: the model cannot be served; its card says why, also after this worker is gone.
+        EngineStopped: the engine died, or made no step for FLEETCHAT_STALL_SECONDS with work to do.
+    """
+    config, model = worker.ctx["config"], worker.ctx["model"]
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker.open(config))
+        presence = Presence(broker, worker, describe(model))
+        stack.push_async_callback(presence.leave)
+        await _beside(stack, presence.beat_for_ever())
+        logger.info("%s loads %s", presence.worker_id, model)
+
+        def progress(percent: int) -> None:
+            presence.card = replace(presence.card, progress=percent)
+
+        options = EngineOptions(resolve(model.source), config.slots, config.device, config.dtype, config.cache_mb)
+        try:
+            engine = await _unless_stopped(worker, open_engine(options, progress))
+        except ModelUnusable as error:
+            presence.card = replace(presence.card, state="failed", why=str(error))
+            with contextlib.suppress(RedisError, OSError):
+                await presence.beat()
+            raise
+        if engine is None:
+            yield broker  # told to stop while loading: the worker's loop has nothing to do
+            return
+        stack.push_async_callback(engine.close)
+        presence.engine = engine
+        presence.card = replace(presence.card, state="ready", progress=100, context=engine.context)
+        worker.max_jobs = engine.slots
+        worker.ctx |= {
+            "broker": broker,
+            "engine": engine,
+            "publisher": presence.publisher,
+            "claims": worker.claims,
+            "worker_id": presence.worker_id,
+        }
+        await _beside(stack, presence.publisher.run())
+        await _beside(stack, _hear_orders(broker, worker, presence.worker_id))
+        await _beside(stack, _hear_wakes(broker, worker, model.name))
+        await _beside(stack, _keep_leases(broker, worker))
+        await _beside(stack, _leave_when_draining(worker, presence))
+        await presence.beat()
+        worker.models = [model.name]
+        logger.info("%s serves %s: %d tokens of context, %d slots", presence.worker_id, model.name, engine.context, engine.slots)
+        async with _watching(worker, engine):
+            yield broker
+
+
+async def _beside(stack: AsyncExitStack, work: Any) -> None:
+    task = asyncio.create_task(work)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+async def _unless_stopped(worker: "FleetWorker", loading: Any) -> Engine | None:
+    load, stop = asyncio.ensure_future(loading), asyncio.ensure_future(worker.stopped())
+    try:
+        await asyncio.wait({load, stop}, return_when=asyncio.FIRST_COMPLETED)
+        return load.result() if load.done() else None
+    finally:
+        load.cancel()
+        stop.cancel()
+
+
+async def _hear_orders(broker: Broker, worker: "FleetWorker", worker_id: str) -> None:
+    async with broker.listener.subscribe(keys.control(worker_id)) as mailbox:
+        while True:
+            orders, _ = await mailbox.take()  # what a gap swallowed, the next renewal of the leases finds out
+            for order in map(unpack, orders):
+                if order.get("type") == "cancel":
+                    worker.stop_job(order["request_id"])
+
+
+async def _hear_wakes(broker: Broker, worker: "FleetWorker", model: str) -> None:
+    async with broker.listener.subscribe(keys.wake(model), limit=1) as mailbox:
+        while True:
+            await mailbox.take()
+            worker.wake()
+
+
+async def _keep_leases(broker: Broker, worker: "FleetWorker") -> None:
+    while True:
+        await asyncio.sleep(broker.config.lease_seconds / 4)
+        if worker.claims:
+            with contextlib.suppress(RedisError, OSError):
+                for request_id in await queues.renew(broker, list(worker.claims.values())):
+                    worker.stop_job(request_id)
+
+
+async def _leave_when_draining(worker: "FleetWorker", presence: Presence) -> None:
+    await worker.stopped()
+    with contextlib.suppress(RedisError, OSError):
+        await presence.leave()
+        await presence.beat()  # alive until its answers are written or handed over
+
+
+@asynccontextmanager
+async def _watching(worker: "FleetWorker", engine: Engine) -> AsyncIterator[None]:
+    """Ends the block with EngineStopped when the engine is dead or hung."""
+    stall = worker.ctx["config"].stall_seconds
+    block = asyncio.current_task()
+    assert block is not None
+    why = ""
+
+    async def watch() -> None:
+        nonlocal why
+        steps, moved = engine.steps, time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, stall / 4))
+            if engine.steps != steps or not worker.claims:
+                steps, moved = engine.steps, time.monotonic()
+            if not engine.alive:
+                why = "the engine's thread has died"
+            elif time.monotonic() - moved > stall:
+                why = f"the engine has made no step for {stall:g} s"
+            if why:
+                worker.claims.clear()  # their leases run out, and other workers take them
+                block.cancel()
+                return
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if why:
+            raise EngineStopped(why) from None
+        raise
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)

@@ -1,0 +1,169 @@
+"""From pieces of text to frames in Redis.
+
+Comes in: the pieces of every answer that this worker writes. Goes out: frames, all answers' together in one call. A
+call leaves when the one before has returned and, if nothing in it is urgent, at most FLEETCHAT_COALESCE_MS after it;
+what gathers meanwhile is merged. The first piece of an answer and its end are urgent. Frames may be sent again: Redis
+takes each number once, and asks for the missing ones when it has come back shorter than it was.
+"""
+
+import asyncio
+import logging
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from broker import streams
+from broker.connection import Broker
+from broker.messages import Frame
+from broker.queues import Claim
+from broker.streams import Written
+from workers.engine import Piece
+
+logger = logging.getLogger("fleetchat.publisher")
+
+CALL_FRAMES = 512
+RATE_SECONDS = 5.0
+
+
+class Outgoing:
+    """One answer on its way out."""
+
+    def __init__(self, publisher: "Publisher", claim: Claim, seq: int, ids: int) -> None:
+        self.claim = claim
+        self.tokens = ids  # said so far, by earlier workers too
+        self.prompt_tokens: int | None = None
+        self.first: float | None = None  # time.monotonic() of the first piece
+        self.lost = False  # somebody else has it, or it was stopped
+        self.ended = asyncio.Event()
+        self._publisher = publisher
+        self._start = seq
+        self._written: list[Written] = []  # kept, in case Redis comes back without its last second
+        self._unsent = 0  # index into _written
+        self._text: list[str] = []
+        self._ids = array("I")
+        self._kind = "text"
+
+    def add(self, piece: Piece) -> None:
+        """Queue a piece; it is merged with those before it that have not left yet."""
+        if piece.kind != self._kind or not self._publisher.merges:
+            self._seal()
+        self._kind = piece.kind
+        self._text.append(piece.text)
+        self._ids.extend(piece.token_ids)
+        self.tokens += len(piece.token_ids)
+        first = self.first is None
+        if first:
+            self.first = time.monotonic()
+        self._publisher.push(self, urgent=first, tokens=len(piece.token_ids))
+
+    async def end(self, end: Mapping[str, Any]) -> None:
+        """Write the last frame, and return when Redis has it or has refused it."""
+        self._seal(end)
+        self._publisher.push(self, urgent=True)
+        await self.ended.wait()
+
+    def _seal(self, end: Mapping[str, Any] | None = None) -> None:
+        if not self._text and end is None:
+            return
+        seq, claim = self._start + len(self._written), self.claim
+        frame = Frame(claim.request_id, seq, claim.epoch, "".join(self._text), self._kind, end=end)
+        count = self.prompt_tokens if not self._written else None
+        ids = self._ids.tobytes()
+        self._written.append(Written(claim.request_id, claim.token, seq, frame.encode(), ids, count, last=end is not None))
+        self._text.clear()
+        self._ids = array("I")
+
+    def take(self) -> list[Written]:
+        """What has to be sent now."""
+        self._seal()
+        frames = self._written[self._unsent :]
+        self._unsent = len(self._written)
+        return frames
+
+    def answered(self, written: Written, result: int) -> None:
+        """What Redis said to a frame."""
+        if result in (streams.FENCED, streams.ENDED):
+            self.lost = True
+            self.ended.set()
+        elif result <= streams.GAP:
+            has = streams.GAP - result
+            if has < self._start:  # it lost what an earlier worker wrote: only a new claim can mend that
+                self.lost = True
+                self.ended.set()
+            else:
+                self._unsent = min(self._unsent, has - self._start)
+                self._publisher.push(self, urgent=True)
+        elif written.last:
+            self.ended.set()
+
+
+class Publisher:
+    """All answers of one worker. `run` is its loop, `on_lost` is told of answers that are not this worker's any more."""
+
+    def __init__(self, broker: Broker, on_lost: Callable[[str], None]) -> None:
+        self._broker = broker
+        self._on_lost = on_lost
+        self._coalesce = broker.config.coalesce_ms / 1000
+        self.merges = self._coalesce > 0
+        self._waiting: dict[Outgoing, None] = {}  # in order of arrival
+        self._some = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._counts: deque[tuple[float, int]] = deque()
+        self.tokens = 0  # written since the start
+
+    def push(self, outgoing: Outgoing, *, urgent: bool, tokens: int = 0) -> None:
+        """Note that an answer has something to send."""
+        self._waiting[outgoing] = None
+        self.tokens += tokens
+        self._some.set()
+        if urgent:
+            self._urgent.set()
+
+    def tokens_per_s(self) -> float:
+        """Mean rate over the last seconds; to be called about once a second."""
+        now = time.monotonic()
+        self._counts.append((now, self.tokens))
+        while now - self._counts[0][0] > RATE_SECONDS and len(self._counts) > 2:
+            self._counts.popleft()
+        (then, before), elapsed = self._counts[0], now - self._counts[0][0]
+        return (self.tokens - before) / elapsed if elapsed > 0 else 0.0
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        left = 0.0
+        while True:
+            await self._some.wait()
+            pause = left + self._coalesce - time.monotonic()
+            if pause > 0 and not self._urgent.is_set():
+                try:
+                    async with asyncio.timeout(pause):
+                        await self._urgent.wait()
+                except TimeoutError:
+                    pass
+            self._some.clear()
+            self._urgent.clear()
+            waiting, self._waiting = self._waiting, {}
+            left = time.monotonic()
+            batch = [(outgoing, frame) for outgoing in waiting for frame in outgoing.take()]
+            for i in range(0, len(batch), CALL_FRAMES):
+                await self._send(batch[i : i + CALL_FRAMES])
+
+    async def _send(self, batch: list[tuple[Outgoing, Written]]) -> None:
+        pause = 0.05
+        while True:
+            try:
+                results = await streams.append(self._broker, [frame for _, frame in batch])
+                break
+            except (RedisError, OSError) as error:
+                logger.warning("Redis took no frames, trying again: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(1.0, 2 * pause)
+        for (outgoing, frame), result in zip(batch, results, strict=True):
+            known = outgoing.lost
+            outgoing.answered(frame, result)
+            if outgoing.lost and not known:
+                self._on_lost(outgoing.claim.request_id)

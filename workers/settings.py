@@ -1,0 +1,68 @@
+"""What `arq workers.Settings` runs: arq's settings, flat, made from the environment.
+
+arq reads a settings class's own attributes and drops every name that its `Worker` does not take. Its command builds
+the `Worker` that its own module holds; there is no setting for another class. So `make_settings` puts ours there, under
+arq's signature (without it arq would drop all settings). arq is pinned to 0.28 for that, and a test holds it.
+"""
+
+import inspect
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import arq.worker
+from arq.connections import RedisSettings
+
+from broker import keys, logs, sources
+from broker.config import Config
+from broker.errors import SetupError
+from broker.messages import pack, unpack
+from workers.chat import chat
+from workers.fleet_worker import FleetWorker
+
+MAX_TRIES = 1000  # starts, hand-overs included; crashes are counted apart, by the scripts
+
+
+def make_settings(config: Config | None = None) -> type:
+    """arq's settings class for a model worker. A setting that cannot be read ends the process with exit code 2."""
+    logs.configure()
+    try:
+        config = config or Config.from_env()
+        model = sources.parse(config.model)
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    FleetWorker.__signature__ = STOCK_SIGNATURE  # type: ignore[attr-defined]
+    arq.worker.Worker = FleetWorker  # type: ignore[misc]
+    settings: dict[str, Any] = {
+        "functions": [chat],
+        "queue_name": keys.queue(model.name),
+        "redis_settings": _redis_settings(config.redis_url),  # for `arq --check`; the worker has its own connection
+        "ctx": {"config": config, "model": model},
+        "max_jobs": config.slots,
+        "job_timeout": config.run_seconds + 5,  # the scripts end it at run_seconds; this is for a loop that hangs
+        "keep_result": 0,
+        "max_tries": MAX_TRIES,
+        "health_check_interval": 5,
+        "job_serializer": pack,
+        "job_deserializer": unpack,
+        "log_results": False,
+    }
+    return type("Settings", (), settings)
+
+
+STOCK_SIGNATURE = inspect.signature(arq.worker.Worker)
+
+
+def _redis_settings(url: str) -> RedisSettings:
+    if not url.startswith("sentinel://"):
+        return RedisSettings.from_dsn(url)
+    address = urlsplit(url)
+    hosts = [host.rpartition(":") for host in address.netloc.rpartition("@")[2].split(",")]
+    return RedisSettings(
+        host=[(name, int(port)) for name, _, port in hosts],
+        sentinel=True,
+        sentinel_master=address.path.strip("/") or "mymaster",
+        username=address.username,
+        password=address.password,
+    )
