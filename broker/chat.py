@@ -29,7 +29,7 @@ async def ask(
     check_size(broker, request)
     await registry.find(broker, request.model)
     async with streams.read(broker, request.request_id) as reader:
-        await queues.enqueue(broker, request, turn, low_priority=low_priority)
+        reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)
         try:
             yield reader
         finally:

@@ -73,6 +73,7 @@ class Reader:
         self.request_id = request_id
         self.next = start  # number of the next frame
         self.ended = False
+        self.place: int | None = None  # requests before this one when it was accepted
         self._broker = broker
         self._mailbox = mailbox
         self._epoch = 0

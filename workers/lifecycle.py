@@ -48,9 +48,14 @@ class Presence:
         self.publisher = Publisher(broker, worker.stop_job)
         self._broker = broker
         self._worker = worker
+        self._order = asyncio.Lock()  # a heartbeat that was under way must not undo a leaving
 
     async def beat(self) -> None:
         """One heartbeat. A draining worker lives, but serves nothing any more."""
+        async with self._order:
+            await self._beat()
+
+    async def _beat(self) -> None:
         draining, engine = self._worker.draining, self.engine
         fields = {
             "models": "" if draining else self.card.name,
@@ -75,8 +80,9 @@ class Presence:
 
     async def leave(self) -> None:
         """Out of the registry, at once; if Redis is away the silence says the same."""
-        with contextlib.suppress(RedisError, OSError):
-            await registry.leave(self._broker, self.worker_id, [self.card.name])
+        async with self._order:
+            with contextlib.suppress(RedisError, OSError):
+                await registry.leave(self._broker, self.worker_id, [self.card.name])
 
 
 @asynccontextmanager

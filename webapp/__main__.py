@@ -1,0 +1,41 @@
+"""`python -m webapp`: the web app by itself, on FLEETCHAT_HOST and FLEETCHAT_PORT."""
+
+import errno
+import logging
+import sys
+
+from aiohttp import web
+
+from broker import logs
+from broker.config import Config
+from broker.errors import SetupError
+from webapp.app import create_app
+
+logger = logging.getLogger("fleetchat.web")
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT. A setting or address that cannot be used: one sentence, exit code 2."""
+    logs.configure()
+    try:
+        config = Config.from_env()
+        logger.info("listening on http://%s:%d", config.host, config.port)
+        web.run_app(
+            create_app(config), host=config.host, port=config.port, print=None, access_log=None, shutdown_timeout=1.0
+        )
+    except SetupError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        where = f"{config.host}:{config.port}"
+        sys.exit(_complain(f"Cannot listen on {where} ({error.strerror}). Choose another FLEETCHAT_PORT or FLEETCHAT_HOST."))
+
+
+def _complain(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

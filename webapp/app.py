@@ -1,0 +1,57 @@
+"""The web app: its state, its middleware and its routes, on one page.
+
+Who calls whom: the browser loads a page, opens `/ws`, and asks; `webapp.chat` turns that into `broker.chat.ask` and
+hands the frames to the socket as they were published. Everything else a page needs is JSON.
+"""
+
+from collections.abc import AsyncIterator
+from weakref import WeakSet
+
+from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from broker.config import Config
+from broker.connection import Broker
+from webapp import chat, health, pages, sockets, statics
+from webapp.live import LIVE, Live
+from webapp.middleware import guard
+from webapp.session import SESSIONS, Sessions
+from webapp.sockets import OPEN
+from webapp.state import BROKER, TEMPLATES
+from webapp.statics import STATICS
+
+BODY_BYTES = 65_536
+
+
+def create_app(config: Config) -> web.Application:
+    """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
+    app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
+    app[STATICS], app[OPEN] = statics.load(), WeakSet()
+    app[TEMPLATES] = Environment(
+        loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    app[TEMPLATES].globals["static"] = app[STATICS].prefix
+
+    async def connected(app: web.Application) -> AsyncIterator[None]:
+        async with Broker.open(config) as broker, Live(broker) as live:
+            app[BROKER], app[LIVE], app[SESSIONS] = broker, live, Sessions(broker)
+            yield
+
+    app.cleanup_ctx.append(connected)
+    app.on_shutdown.append(sockets.close_all)
+    app.add_routes(
+        [
+            web.get("/", pages.chat, name="home"),
+            web.get("/c/{conversation}", pages.chat, name="conversation"),
+            web.get("/ws", sockets.websocket, name="websocket"),
+            web.get("/models", pages.models, name="models"),
+            web.get("/conversations", chat.list_conversations, name="conversations"),
+            web.get("/conversations/{conversation}", chat.show_conversation, name="conversation-messages"),
+            web.patch("/conversations/{conversation}", chat.rename_conversation, name="conversation-rename"),
+            web.delete("/conversations/{conversation}", chat.delete_conversation, name="conversation-delete"),
+            web.get("/livez", health.livez, name="livez"),
+            web.get("/readyz", health.readyz, name="readyz"),
+            web.get("/static/{version}/{path:.+}", statics.serve, name="static"),
+        ]
+    )
+    return app

@@ -1,0 +1,137 @@
+"""The chat: asking in a stored conversation, over the websocket, and the conversations themselves, over HTTP."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from broker import chat, conversations, keys, queues, streams
+from broker.connection import redis_errors
+from broker.errors import BadRequest, NotFound
+from broker.messages import ChatRequest, Message, new_id, pack
+from broker.queues import Turn
+from webapp.protocol import Ask, Regenerate, Resume, Settings, Stop
+from webapp.session import SESSIONS
+from webapp.state import BROKER
+
+if TYPE_CHECKING:
+    from webapp.sockets import Socket
+
+
+async def ask(socket: "Socket", message: Ask) -> None:
+    """A new user message, and its answer."""
+    earlier: tuple[Message, ...] = ()
+    if message.conversation:
+        _, stored = await conversations.load(socket.broker, message.conversation, socket.owner)
+        earlier = conversations.history(conversations.path(stored, message.parent))
+    elif message.parent:
+        raise BadRequest("parent: there is no conversation that it could be in.")
+    turn = Turn(
+        message.conversation or new_id(),
+        new_id(),
+        conversations.title_of(message.text),
+        conversations.user_message(message.text, message.parent, int(time.time() * 1000)),
+    )
+    # A message of white space only is empty, whatever stands before it.
+    await _answer(socket, message.model, (*earlier, Message("user", message.text)), message.settings, turn, message.ref, message.parent)
+
+
+async def regenerate(socket: "Socket", message: Regenerate) -> None:
+    """Another answer to a user message."""
+    _, stored = await conversations.load(socket.broker, message.conversation, socket.owner)
+    path = conversations.path(stored, message.message)
+    if path[-1].role != "user":
+        raise BadRequest("message: only a message of yours can be answered again.")
+    turn = Turn(message.conversation, message.message)
+    await _answer(socket, message.model, conversations.history(path), message.settings, turn, message.ref, path[-1].parent)
+
+
+async def _answer(
+    socket: "Socket", model: str, messages: tuple[Message, ...], settings: Settings, turn: Turn, ref: str, parent: str
+) -> None:
+    request = ChatRequest(
+        model, messages, settings.sampling(secrets.randbits(63)), owner=socket.owner, keep=True
+    )
+    async with chat.ask(socket.broker, request, turn) as reader:
+        accepted = {
+            "type": "accepted",
+            "ref": ref,
+            "request_id": request.request_id,
+            "conversation": turn.conversation,
+            "message": turn.parent,
+            "parent": parent,
+            "title": turn.title,
+            "place": reader.place,
+        }
+        await socket.send(pack(accepted))
+        with socket.live.placing(socket, model, request.request_id):
+            await socket.relay(reader)
+
+
+async def resume(socket: "Socket", message: Resume) -> None:
+    """The frames of an answer from a number on: after a lost connection, a reload, or in another tab."""
+    async with redis_errors():
+        owner, model = await socket.broker.redis.hmget(keys.request(message.request_id), "owner", "model")
+    if owner is None or owner.decode() != socket.owner:
+        raise NotFound("This answer is not being written any more. Reload the conversation.")
+    async with streams.read(socket.broker, message.request_id, message.from_) as reader:
+        with socket.live.placing(socket, model.decode(), message.request_id):
+            await socket.relay(reader)
+
+
+async def stop(socket: "Socket", message: Stop) -> None:
+    """End an answer; its last frame comes on its stream."""
+    await queues.cancel(socket.broker, message.request_id, socket.owner)
+
+
+HANDLERS: dict[str, Callable[["Socket", Any], Awaitable[None]]] = {
+    "ask": ask,
+    "regenerate": regenerate,
+    "resume": resume,
+    "stop": stop,
+}
+
+
+async def list_conversations(request: web.Request) -> web.Response:
+    """The owner's conversations, latest first, a page at a time."""
+    try:
+        before = float(request.query.get("before", "inf"))
+    except ValueError:
+        raise BadRequest("before: a time in milliseconds since 1970.") from None
+    owner = await request.app[SESSIONS].owner(request)
+    found = await conversations.listed(request.app[BROKER], owner, before)
+    more = len(found) == conversations.PAGE
+    return web.json_response({"conversations": [c.to_map() for c in found], "more": more})
+
+
+async def show_conversation(request: web.Request) -> web.Response:
+    """A conversation and the messages from its first to the one shown last."""
+    owner = await request.app[SESSIONS].owner(request)
+    conversation, messages = await conversations.load(request.app[BROKER], request.match_info["conversation"], owner)
+    path = conversations.path(messages, conversation.leaf)
+    return web.json_response({"conversation": conversation.to_map(), "messages": [m.to_map() for m in path]})
+
+
+async def rename_conversation(request: web.Request) -> web.Response:
+    """PATCH {"title": ...}."""
+    try:
+        title = (await request.json())["title"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadRequest("title: a JSON object with a title is expected.") from None
+    if not isinstance(title, str):
+        raise BadRequest("title: text is expected.")
+    owner = await request.app[SESSIONS].owner(request)
+    await conversations.rename(request.app[BROKER], request.match_info["conversation"], owner, title)
+    return web.Response(status=204)
+
+
+async def delete_conversation(request: web.Request) -> web.Response:
+    """Delete a conversation; an answer that is being written in it is stopped."""
+    owner = await request.app[SESSIONS].owner(request)
+    broker = request.app[BROKER]
+    running = await conversations.delete(broker, request.match_info["conversation"], owner)
+    if running:
+        await queues.cancel(broker, running, owner)
+    return web.Response(status=204)

@@ -1,0 +1,128 @@
+"""What open pages see change by itself: the models, and the place of what waits.
+
+One look at Redis a second serves all sockets, and only while somebody is looking; an event brings it forward. A socket
+that has not taken the last news yet gets the next one in its place, so a slow one costs nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Protocol, Self
+
+from aiohttp import web
+
+from broker import keys, queues, registry
+from broker.connection import Broker
+from broker.errors import FleetError
+from broker.messages import pack
+from broker.registry import ModelState
+
+logger = logging.getLogger("fleetchat.live")
+
+LOOK_SECONDS = 1.0
+
+
+class Viewer(Protocol):
+    """Somebody who is told news."""
+
+    def tell(self, news: bytes, topic: str) -> None:
+        """Take a message; a later one of the same topic may replace it. Never waits."""
+        ...
+
+
+class Live:
+    """Entered by the app for as long as it runs."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._viewers: set[Viewer] = set()
+        self._waiting: dict[str, tuple[str, Viewer, int | None]] = {}  # request id -> model, viewer, place last told
+        self._look_now = asyncio.Event()
+        self._models: list[ModelState] = []
+        self._news = b""
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._look(), name="look"), asyncio.create_task(self._hear(), name="hear")]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def models(self) -> list[ModelState]:
+        """All models, as they are now."""
+        return await registry.models(self._broker)
+
+    @contextlib.contextmanager
+    def viewing(self, viewer: Viewer) -> Iterator[None]:
+        """Tell it the models now and whenever they change."""
+        self._viewers.add(viewer)
+        if self._news and len(self._viewers) > 1:  # the look is fresh
+            viewer.tell(self._news, "models")
+        else:
+            self._news = b""
+            self._look_now.set()
+        try:
+            yield
+        finally:
+            self._viewers.discard(viewer)
+
+    @contextlib.contextmanager
+    def placing(self, viewer: Viewer, model: str, request_id: str, place: int | None = None) -> Iterator[None]:
+        """Tell it the place of a request for as long as it waits, also when it has to wait again."""
+        self._waiting[request_id] = (model, viewer, place)
+        try:
+            yield
+        finally:
+            self._waiting.pop(request_id, None)
+
+    async def _hear(self) -> None:
+        async with self._broker.listener.subscribe(keys.EVENTS, limit=1) as mailbox:
+            while True:
+                await mailbox.take()
+                self._look_now.set()
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._look_now.wait()
+                await asyncio.sleep(0.05)  # a burst of events is one look
+            except TimeoutError:
+                pass
+            self._look_now.clear()
+            if not self._viewers:
+                continue
+            try:
+                await self._tell_models()
+                await self._tell_places()
+            except FleetError as error:
+                logger.debug("no look: %s", error)
+            except Exception:
+                logger.exception("the look at the registry failed")
+
+    async def _tell_models(self) -> None:
+        states = [m.to_map() for m in await self.models()]
+        news = pack({"type": "models", "models": states})
+        if news != self._news:
+            self._news = news
+            for viewer in self._viewers:
+                viewer.tell(news, "models")
+
+    async def _tell_places(self) -> None:
+        waiting = list(self._waiting.items())
+        if not waiting:
+            return
+        ranks = await queues.places(self._broker, [(model, request_id) for request_id, (model, _, _) in waiting])
+        for (request_id, (model, viewer, told)), rank in zip(waiting, ranks, strict=True):
+            if rank == told or request_id not in self._waiting:
+                continue
+            self._waiting[request_id] = (model, viewer, rank)
+            state = {"type": "state", "request_id": request_id, "state": "running"}
+            place = {"type": "place", "request_id": request_id, "place": rank}
+            viewer.tell(pack(state if rank is None else place), f"place {request_id}")
+
+
+LIVE = web.AppKey("live", Live)

@@ -1,0 +1,82 @@
+"""Around every request: who may ask, what the answer may load, and errors as a page or as JSON."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from broker.config import Config
+from broker.errors import FleetError, Forbidden, NotFound
+from webapp.state import BROKER, TEMPLATES
+
+logger = logging.getLogger("fleetchat.web")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SAFE = ("GET", "HEAD", "OPTIONS")
+HEADERS = {
+    "Content-Security-Policy": "; ".join(
+        [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' data:",
+            "connect-src 'self'",
+            "font-src 'self'",
+            "manifest-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse foreign pages, turn errors into answers, set the headers that keep pages safe."""
+    try:
+        if request.method not in SAFE:
+            check_origin(request)
+        response = await handler(request)
+    except FleetError as error:
+        response = _answer(request, error)
+    except web.HTTPNotFound:
+        response = _answer(request, NotFound())
+    except web.HTTPException as error:
+        response = _answer(request, FleetError(error.reason), status=error.status, headers=error.headers)
+    except Exception:
+        logger.exception("%s %s failed", request.method, request.path)
+        response = _answer(request, FleetError())
+    if not response.prepared:
+        response.headers.update(HEADERS)
+    return response
+
+
+def check_origin(request: web.Request) -> None:
+    """Raises Forbidden if a page of another site sent this. Programs send no Origin, and have no cookies to abuse."""
+    origin = request.headers.get("Origin")
+    if origin is None:
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            raise Forbidden("Pages of other sites may not connect here.")
+        return
+    config: Config = request.app[BROKER].config
+    if urlsplit(origin).netloc != request.host.lower() and origin not in config.origins:
+        raise Forbidden("Pages of other sites may not connect here. An operator can allow one by FLEETCHAT_ORIGINS.")
+
+
+def _answer(
+    request: web.Request, error: FleetError, status: int | None = None, headers: "dict[str, str] | None" = None
+) -> web.Response:
+    status = status or error.status
+    more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if allow := (headers or {}).get("Allow"):
+        more["Allow"] = allow
+    if "text/html" in request.headers.get("Accept", ""):
+        page = request.app[TEMPLATES].get_template("error.html").render(status=status, message=str(error), title=str(status))
+        return web.Response(text=page, content_type="text/html", status=status, headers=more)
+    return web.json_response({"error": error.to_map() | {"status": status}}, status=status, headers=more)

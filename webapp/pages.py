@@ -1,0 +1,21 @@
+"""The pages, and the list of models that they show."""
+
+from aiohttp import web
+
+from webapp.live import LIVE
+from webapp.session import SESSIONS
+from webapp.state import TEMPLATES
+
+
+async def chat(request: web.Request) -> web.Response:
+    """The chat page; which conversation it shows, its script reads from the address."""
+    page = request.app[TEMPLATES].get_template("chat.html").render(title="FleetChat")
+    response = web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
+    await request.app[SESSIONS].remember(request, response)
+    return response
+
+
+async def models(request: web.Request) -> web.Response:
+    """All models with their state, as the picker shows them."""
+    return web.json_response({"models": [m.to_map() for m in await request.app[LIVE].models()]})
+

@@ -1,0 +1,102 @@
+"""What a page may send, as closed schemas: an unknown field is refused by its name, `null` means absent."""
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from broker.errors import BadRequest
+from broker.messages import Sampling
+
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{26}$")]
+Ref = Annotated[str, Field(max_length=64)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+
+
+class Settings(_Closed):
+    """The page's controls."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    def sampling(self, seed: int) -> Sampling:
+        """For the engine; `seed` unless the page sent one."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens, seed if self.seed is None else self.seed)
+
+
+class Incoming(_Closed):
+    """Any message of a page."""
+
+    type: str
+
+    def tags(self) -> dict[str, str]:
+        """What an error about this message carries, so that the page knows which one it was."""
+        return {name: value for name in ("ref", "request_id") if (value := getattr(self, name, ""))}
+
+
+class Ask(Incoming):
+    """A new message of the user's. Without a conversation a new one begins."""
+
+    type: Literal["ask"]
+    model: Annotated[str, Field(max_length=128)]
+    text: str
+    ref: Ref = ""
+    conversation: Id | Literal[""] = ""
+    parent: Id | Literal[""] = ""
+    settings: Settings = Field(default_factory=Settings)
+
+
+class Regenerate(Incoming):
+    """Another answer to a user message that is there already."""
+
+    type: Literal["regenerate"]
+    model: Annotated[str, Field(max_length=128)]
+    conversation: Id
+    message: Id
+    ref: Ref = ""
+    settings: Settings = Field(default_factory=Settings)
+
+
+class Resume(Incoming):
+    """The frames of an answer from a number on."""
+
+    type: Literal["resume"]
+    request_id: Id
+    from_: Annotated[int, Field(alias="from", ge=0, lt=2**31)] = 0
+
+
+class Stop(Incoming):
+    """End an answer."""
+
+    type: Literal["stop"]
+    request_id: Id
+
+
+_ANY: TypeAdapter[Ask | Regenerate | Resume | Stop] = TypeAdapter(
+    Annotated[Union[Ask, Regenerate, Resume, Stop], Field(discriminator="type")]  # noqa: UP007
+)
+
+
+def parse(raw: Any) -> Ask | Regenerate | Resume | Stop:
+    """The message in `raw`.
+
+    Raises:
+        BadRequest: naming the field and what is wrong with it, and never what was in it.
+    """
+    try:
+        return _ANY.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "message"
+        if first["type"] == "extra_forbidden":
+            raise BadRequest(f"The field {where} is not supported here.") from None
+        raise BadRequest(f"{where}: {first['msg']}.") from None

@@ -1,0 +1,69 @@
+"""Who is asking: a random owner id in a signed cookie, made at the first visit.
+
+The key that signs lies in Redis, made once, so any web process of a fleet accepts any cookie. Several fleets on one
+machine share a browser's cookies (a cookie does not know ports), so its name tells the fleets apart.
+"""
+
+import hashlib
+import hmac
+import secrets
+
+from aiohttp import web
+
+from broker import keys
+from broker.connection import Broker, redis_errors
+
+KEEP_SECONDS = 400 * 86_400  # as long as browsers allow
+
+
+class Sessions:
+    """Reads and writes the cookie."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._secret = b""
+
+    async def owner(self, request: web.Request) -> str:
+        """The owner of this request. A new visitor's is kept on the request, for `remember`."""
+        if known := request.get("owner"):
+            return str(known)
+        secret = await self._get_secret()
+        owner, _, signature = request.cookies.get(self._name(secret), "").partition(".")
+        if not hmac.compare_digest(signature.encode(), self._sign(secret, owner).encode()):
+            owner = secrets.token_hex(12)
+            request["new_owner"] = True
+        request["owner"] = owner
+        return owner
+
+    async def remember(self, request: web.Request, response: web.StreamResponse) -> str:
+        """The owner; a new one gets the cookie with this response."""
+        owner = await self.owner(request)
+        if request.get("new_owner"):
+            secret = await self._get_secret()
+            response.set_cookie(
+                self._name(secret),
+                f"{owner}.{self._sign(secret, owner)}",
+                max_age=KEEP_SECONDS,
+                httponly=True,
+                samesite="Lax",
+                secure=request.secure or f"https://{request.host}" in self._broker.config.origins,
+            )
+        return owner
+
+    async def _get_secret(self) -> bytes:
+        if not self._secret:
+            async with redis_errors():
+                await self._broker.redis.set(keys.SECRET, secrets.token_hex(32), nx=True)
+                self._secret = await self._broker.redis.get(keys.SECRET)
+        return self._secret
+
+    @staticmethod
+    def _name(secret: bytes) -> str:
+        return "fleetchat_" + hashlib.sha256(b"name" + secret).hexdigest()[:8]
+
+    @staticmethod
+    def _sign(secret: bytes, owner: str) -> str:
+        return hmac.new(secret, owner.encode(), hashlib.sha256).hexdigest()
+
+
+SESSIONS = web.AppKey("sessions", Sessions)

@@ -1,0 +1,155 @@
+"""One websocket: what a page sends becomes calls, what a request says goes out as it was published.
+
+Incoming messages are msgpack maps with a `type`; each is checked against a closed schema. Outgoing ones are maps back to
+back: frames have no `type`, control messages do. A socket that reads slowly blocks only its own streams: their mailboxes
+fill, join into one message, and beyond their bound are read again from Redis.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from weakref import WeakSet
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from broker import keys
+from broker.connection import Broker
+from broker.errors import BadRequest, FleetError, Overloaded
+from broker.messages import pack, unpack
+from broker.streams import Reader
+from webapp import chat
+from webapp.live import LIVE, Live
+from webapp.middleware import check_origin
+from webapp.protocol import Incoming, parse
+from webapp.session import SESSIONS
+from webapp.state import BROKER
+
+logger = logging.getLogger("fleetchat.socket")
+
+STREAMS = 64  # that one socket may follow at once
+HEARTBEAT_SECONDS = 20.0
+OPEN: web.AppKey["WeakSet[web.WebSocketResponse]"] = web.AppKey("open_sockets", WeakSet)
+
+
+class Socket:
+    """A page's connection."""
+
+    def __init__(self, ws: web.WebSocketResponse, broker: Broker, live: Live, owner: str) -> None:
+        self.broker = broker
+        self.live = live
+        self.owner = owner
+        self._ws = ws
+        self._news: dict[str, bytes] = {}
+        self._teller: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, news: bytes, topic: str) -> None:
+        """See `webapp.live.Viewer`."""
+        self._news[topic] = news
+        if self._teller is None or self._teller.done():
+            self._teller = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while self._news:
+            waiting, self._news = self._news, {}
+            await self.send(b"".join(waiting.values()))
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits while the peer reads slowly, and does nothing once it has gone."""
+        try:
+            await self._ws.send_bytes(message)
+        except ConnectionError:
+            pass
+
+    async def relay(self, reader: Reader) -> None:
+        """The frames, as they were published, until the last one."""
+        while batch := await reader.take():
+            await self.send(batch[0].encoded if len(batch) == 1 else b"".join(frame.encoded for frame in batch))
+
+    def start(self, message: Incoming, handler: Callable[["Socket", Incoming], Awaitable[None]]) -> None:
+        """Do what a message asks for, beside what else goes on."""
+        task = asyncio.create_task(self._do(message, handler))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _do(self, message: Incoming, handler: Callable[["Socket", Incoming], Awaitable[None]]) -> None:
+        try:
+            if len(self._tasks) > STREAMS:
+                raise Overloaded(f"One page may follow {STREAMS} answers at once. Stop one, or wait.")
+            await handler(self, message)
+        except FleetError as error:
+            await self.fail(error, message.tags())
+        except Exception:
+            logger.exception("%s failed", message.type)
+            await self.fail(FleetError(), message.tags())
+
+    async def fail(self, error: FleetError, tags: dict[str, str] | None = None) -> None:
+        """Say what went wrong; the socket stays open."""
+        await self.send(pack({"type": "error", **(tags or {}), **error.to_map()}))
+
+    async def events(self) -> None:
+        """What happens in this owner's conversations, in whichever tab or process."""
+        async with self.broker.listener.subscribe(keys.events_of(self.owner), limit=64) as mailbox:
+            while True:
+                events, gap = await mailbox.take()
+                if gap:
+                    events = [pack({"type": "changed"})]
+                await self.send(b"".join(_as_event(event) for event in events))
+
+    async def close(self) -> None:
+        """Stop everything that was started for this socket."""
+        tasks = [*self._tasks, *([self._teller] if self._teller else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def websocket(request: web.Request) -> web.WebSocketResponse:
+    """`/ws`. Closes with 1007 on what is not msgpack and 1009 on what is too large; a foreign page gets 403."""
+    check_origin(request)
+    broker, live = request.app[BROKER], request.app[LIVE]
+    # A prompt over its limit is refused by name; only what could not be any prompt closes the socket.
+    limit = 2 * broker.config.prompt_bytes + 65_536
+    ws = web.WebSocketResponse(max_msg_size=limit, compress=False, heartbeat=HEARTBEAT_SECONDS)
+    owner = await request.app[SESSIONS].remember(request, ws)
+    await ws.prepare(request)
+    request.app[OPEN].add(ws)
+    socket = Socket(ws, broker, live, owner)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(socket.close)
+        events = asyncio.create_task(socket.events())
+        stack.callback(events.cancel)
+        stack.enter_context(live.viewing(socket))
+        await _receive(ws, socket)
+    return ws
+
+
+async def _receive(ws: web.WebSocketResponse, socket: Socket) -> None:
+    async for message in ws:
+        if message.type is WSMsgType.ERROR:
+            return  # aiohttp has closed it: too large, or no websocket any more
+        try:
+            raw = unpack(message.data if message.type is WSMsgType.BINARY else message.data.encode())
+        except ValueError:
+            await ws.close(code=WSCloseCode.INVALID_TEXT, message=b"not msgpack")
+            return
+        try:
+            incoming = parse(raw)
+        except BadRequest as error:
+            ref = raw.get("ref") if isinstance(raw, dict) else None
+            await socket.fail(error, {"ref": ref} if isinstance(ref, str) else None)
+            continue
+        socket.start(incoming, chat.HANDLERS[incoming.type])
+
+
+def _as_event(encoded: bytes) -> bytes:
+    event = unpack(encoded)
+    return pack({**event, "type": "event", "event": event["type"]})
+
+
+async def close_all(app: web.Application) -> None:
+    """On shutdown: tell every page to come back later, and perhaps elsewhere."""
+    await asyncio.gather(
+        *(ws.close(code=WSCloseCode.GOING_AWAY, message=b"restart") for ws in set(app[OPEN])), return_exceptions=True
+    )

@@ -1,0 +1,79 @@
+"""The page's own files, read once and served from memory, compressed, under an address that changes with them."""
+
+import gzip
+import hashlib
+import mimetypes
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from aiohttp import web
+
+from broker.errors import NotFound
+
+TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".svg": "image/svg+xml", ".webmanifest": "application/manifest+json"}
+FOR_EVER = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True, slots=True)
+class StaticFile:
+    """A file and its gzip form."""
+
+    content_type: str
+    body: bytes
+    zipped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Statics:
+    """All files by path. `prefix` is the address they are under."""
+
+    found: dict[str, StaticFile]
+    version: str
+
+    @property
+    def prefix(self) -> str:
+        return f"/static/{self.version}"
+
+
+STATICS = web.AppKey("statics", Statics)
+
+
+def load() -> Statics:
+    """Read webapp/static."""
+    found = {path: _file(path, node.read_bytes()) for path, node in _walk(files("webapp") / "static", "")}
+    digest = hashlib.sha256()
+    for path, file in sorted(found.items()):
+        digest.update(path.encode() + file.body)
+    return Statics(found, digest.hexdigest()[:12])
+
+
+async def serve(request: web.Request) -> web.Response:
+    """One file; its address holds the version, so a browser may keep it for ever."""
+    statics = request.app[STATICS]
+    file = statics.found.get(request.match_info["path"])
+    if file is None:
+        raise NotFound
+    headers = {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
+    if request.match_info["version"] == statics.version:
+        headers["Cache-Control"] = FOR_EVER
+    body = file.body
+    if "gzip" in request.headers.get("Accept-Encoding", "") and len(file.zipped) < len(body):
+        headers["Content-Encoding"], body = "gzip", file.zipped
+    return web.Response(body=body, content_type=file.content_type, headers=headers)
+
+
+def _file(path: str, body: bytes) -> StaticFile:
+    suffix = "." + path.rpartition(".")[2]
+    content_type = TYPES.get(suffix) or mimetypes.guess_type(path)[0] or "application/octet-stream"
+    return StaticFile(content_type, body, gzip.compress(body, mtime=0))
+
+
+def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Traversable]]:
+    found: list[tuple[str, Traversable]] = []
+    for node in folder.iterdir():
+        if node.is_dir():
+            found += _walk(node, f"{prefix}{node.name}/")
+        else:
+            found.append((prefix + node.name, node))
+    return found
