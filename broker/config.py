@@ -5,7 +5,7 @@ read is a SetupError that names the variable, so a typing mistake never becomes 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -28,25 +28,62 @@ def _setting(variable: str, default: Any, about: str, *, at_least: float | None 
 class Config:
     """Seconds unless the name says otherwise."""
 
-    redis_url: str = _setting("REDIS_URL", "redis://127.0.0.1:6379/0", "the fleet's Redis or Valkey; `redis://`, `rediss://`, `unix://` or `sentinel://host:port,host:port/NAME`")
+    redis_url: str = _setting(
+        "REDIS_URL",
+        "redis://127.0.0.1:6379/0",
+        "the fleet's Redis or Valkey; `redis://`, `rediss://`, `unix://` or `sentinel://host:port,host:port/NAME`",
+    )
     data: Path = _setting("FLEETCHAT_DATA", None, "folder of `fleetchat up` (`~/.local/share/fleetchat`)")
     host: str = _setting("FLEETCHAT_HOST", "127.0.0.1", "address the web app listens on")
     port: int = _setting("FLEETCHAT_PORT", 8080, "port the web app listens on", at_least=0)
-    origins: tuple[str, ...] = _setting("FLEETCHAT_ORIGINS", (), "further origins whose pages may connect, comma-separated: `https://chat.example.org`")
-    model: str = _setting("FLEETCHAT_MODEL", "pocket", "what a worker serves: a folder, a hub id, `echo`, `pocket`, or `NAME=` before any of them")
+    origins: tuple[str, ...] = _setting(
+        "FLEETCHAT_ORIGINS", (), "further origins whose pages may connect, comma-separated: `https://chat.example.org`"
+    )
+    model: str = _setting(
+        "FLEETCHAT_MODEL",
+        "pocket",
+        "what a worker serves: a folder, a hub id, `echo`, `pocket`, or `NAME=` before any of them",
+    )
     slots: int = _setting("FLEETCHAT_SLOTS", 32, "answers that one worker writes at once", at_least=1)
     device: str = _setting("FLEETCHAT_DEVICE", "auto", "`cuda`, `mps`, `xpu`, `npu`, `cpu`, or `auto`")
-    dtype: str = _setting("FLEETCHAT_DTYPE", "auto", "`float32`, `bfloat16`, `float16`; `auto` is the checkpoint's, on a CPU float32")
-    cache_mb: int = _setting("FLEETCHAT_CACHE_MB", 0, "memory for the key-value cache; 0 takes a part of what is free and says how much", at_least=0)
-    coalesce_ms: int = _setting("FLEETCHAT_COALESCE_MS", 25, "text is merged at most this long before it is sent; the first piece never; 0 sends every token by itself", at_least=0)
-    prompt_bytes: int = _setting("FLEETCHAT_PROMPT_BYTES", 262_144, "largest prompt, history included, in bytes", at_least=1)
+    dtype: str = _setting(
+        "FLEETCHAT_DTYPE", "auto", "`float32`, `bfloat16`, `float16`; `auto` is the checkpoint's, on a CPU float32"
+    )
+    cache_mb: int = _setting(
+        "FLEETCHAT_CACHE_MB",
+        0,
+        "memory for the key-value cache; 0 takes a part of what is free and says how much",
+        at_least=0,
+    )
+    coalesce_ms: int = _setting(
+        "FLEETCHAT_COALESCE_MS",
+        25,
+        "text is merged at most this long before it is sent; the first piece never; 0 sends every token by itself",
+        at_least=0,
+    )
+    prompt_bytes: int = _setting(
+        "FLEETCHAT_PROMPT_BYTES", 262_144, "largest prompt, history included, in bytes", at_least=1
+    )
     queue_limit: int = _setting("FLEETCHAT_QUEUE_LIMIT", 256, "requests that may wait for one model", at_least=1)
-    user_limit: int = _setting("FLEETCHAT_USER_LIMIT", 8, "requests that one user may have waiting and running", at_least=1)
-    wait_seconds: float = _setting("FLEETCHAT_WAIT_SECONDS", 120, "a request that no worker took by then ends with an error", at_least=0.1)
+    user_limit: int = _setting(
+        "FLEETCHAT_USER_LIMIT", 8, "requests that one user may have waiting and running", at_least=1
+    )
+    wait_seconds: float = _setting(
+        "FLEETCHAT_WAIT_SECONDS", 120, "a request that no worker took by then ends with an error", at_least=0.1
+    )
     run_seconds: float = _setting("FLEETCHAT_RUN_SECONDS", 600, "an answer that takes longer is ended", at_least=0.1)
-    drain_seconds: float = _setting("FLEETCHAT_DRAIN_SECONDS", 25, "a stopping worker finishes answers this long, then hands them over", at_least=0)
-    lease_seconds: float = _setting("FLEETCHAT_LEASE_SECONDS", 4, "a worker silent for this long loses its requests to the others", at_least=1)
-    stall_seconds: float = _setting("FLEETCHAT_STALL_SECONDS", 30, "an engine that has work and makes no step for this long counts as hung", at_least=1)
+    drain_seconds: float = _setting(
+        "FLEETCHAT_DRAIN_SECONDS", 25, "a stopping worker finishes answers this long, then hands them over", at_least=0
+    )
+    lease_seconds: float = _setting(
+        "FLEETCHAT_LEASE_SECONDS", 4, "a worker silent for this long loses its requests to the others", at_least=1
+    )
+    stall_seconds: float = _setting(
+        "FLEETCHAT_STALL_SECONDS",
+        30,
+        "an engine that has work and makes no step for this long counts as hung",
+        at_least=1,
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Self:
@@ -75,7 +112,7 @@ def _write(value: Any) -> str:
 
 def _read(f: Any, text: str) -> Any:
     variable, at_least = f.metadata["variable"], f.metadata["at_least"]
-    readers = {int: int, float: float, Path: lambda t: Path(t).expanduser(), tuple[str, ...]: _read_list}
+    readers: dict[Any, Callable[[str], Any]] = {int: int, float: float, Path: lambda t: Path(t).expanduser(), tuple[str, ...]: _read_list}
     try:
         value = readers.get(f.type, str)(text)
     except ValueError:

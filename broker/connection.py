@@ -101,7 +101,6 @@ def connect(url: str) -> ArqRedis:
         "retry": Retry(ExponentialBackoff(cap=1, base=0.02), 8),
         "retry_on_error": [ConnectionError, TimeoutError, OSError],
     }
-    serializers = {"job_serializer": pack, "job_deserializer": unpack}  # arq's own default is pickle
     try:
         if url.startswith("sentinel://"):
             address = urlsplit(url)
@@ -115,7 +114,7 @@ def connect(url: str) -> ArqRedis:
         if url.startswith("unix://"):
             del options["socket_keepalive"]
         pool = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=10, **options)
-        return ArqRedis(pool, **serializers)
+        return ArqRedis(pool, job_serializer=pack, job_deserializer=unpack)  # arq's own default is pickle
     except ValueError as error:
         raise SetupError(f"REDIS_URL is {url!r}, which is no address of a Redis server: {error}") from None
 

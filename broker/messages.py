@@ -81,7 +81,9 @@ class ChatRequest:
                 **_known(cls, raw)
                 | {
                     "messages": tuple(Message(str(m["role"]), str(m["content"])) for m in raw["messages"]),
-                    "sampling": Sampling(**_known(Sampling, raw["sampling"]) | {"stop": tuple(raw["sampling"].get("stop", ()))}),
+                    "sampling": Sampling(
+                        **_known(Sampling, raw["sampling"]) | {"stop": tuple(raw["sampling"].get("stop", ()))}
+                    ),
                 }
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

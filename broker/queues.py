@@ -54,7 +54,11 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
     job = serialize_job("chat", (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
     # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
     limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
-    place = [turn.conversation, turn.title, turn.parent, turn.parent if turn.message else "", turn.message] if turn else [""] * 5
+    place = (
+        [turn.conversation, turn.title, turn.parent, turn.parent if turn.message else "", turn.message]
+        if turn
+        else [""] * 5
+    )
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
@@ -84,7 +88,9 @@ async def _retry_after(broker: Broker, model: str, backlog: int, mean_seconds: f
     return max(1, min(60, math.ceil(mean_seconds / max(1, running))))
 
 
-async def claim(broker: Broker, worker_id: str, token: str, want: int, models: Sequence[str], mine: Sequence[str]) -> list[Claim]:
+async def claim(
+    broker: Broker, worker_id: str, token: str, want: int, models: Sequence[str], mine: Sequence[str]
+) -> list[Claim]:
     """Up to `want` waiting requests, which are this worker's from now on.
 
     Args:

@@ -3,7 +3,6 @@
 Comes in: a worker's heartbeat. Goes out: the models with their state, queue and workers, for pickers and for people.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -66,7 +65,9 @@ def valid_name(name: str) -> bool:
     return NAME.fullmatch(name) is not None and name not in RESERVED
 
 
-async def beat(broker: Broker, worker_id: str, state: str, fields: Mapping[str, Any], cards: Sequence[ModelCard]) -> None:
+async def beat(
+    broker: Broker, worker_id: str, state: str, fields: Mapping[str, Any], cards: Sequence[ModelCard]
+) -> None:
     """A worker's heartbeat; silence for `heartbeat_expiry` takes it out of the registry."""
     flat = [part for pair in fields.items() for part in pair]
     named = [part for card in cards for part in (card.name, card.encode())]
@@ -116,7 +117,10 @@ async def workers(broker: Broker) -> list[WorkerState]:
 async def models(broker: Broker) -> list[ModelState]:
     """All models that have a card: ready ones first, then by name."""
     async with redis_errors():
-        encoded, living = await asyncio.gather(broker.redis.hgetall(keys.MODELS), workers(broker))
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.MODELS)
+            (encoded,) = await pipe.execute()
+        living = await workers(broker)
         cards = [ModelCard.decode(card) for card in encoded.values()]
         async with broker.redis.pipeline(transaction=False) as pipe:
             for card in cards:

@@ -29,7 +29,9 @@ def main() -> None:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise
         where = f"{config.host}:{config.port}"
-        sys.exit(_complain(f"Cannot listen on {where} ({error.strerror}). Choose another FLEETCHAT_PORT or FLEETCHAT_HOST."))
+        sys.exit(
+            _complain(f"Cannot listen on {where} ({error.strerror}). Choose another FLEETCHAT_PORT or FLEETCHAT_HOST.")
+        )
 
 
 def _complain(sentence: str) -> int:

@@ -35,7 +35,15 @@ async def ask(socket: "Socket", message: Ask) -> None:
         conversations.user_message(message.text, message.parent, int(time.time() * 1000)),
     )
     # A message of white space only is empty, whatever stands before it.
-    await _answer(socket, message.model, (*earlier, Message("user", message.text)), message.settings, turn, message.ref, message.parent)
+    await _answer(
+        socket,
+        message.model,
+        (*earlier, Message("user", message.text)),
+        message.settings,
+        turn,
+        message.ref,
+        message.parent,
+    )
 
 
 async def regenerate(socket: "Socket", message: Regenerate) -> None:
@@ -45,15 +53,15 @@ async def regenerate(socket: "Socket", message: Regenerate) -> None:
     if path[-1].role != "user":
         raise BadRequest("message: only a message of yours can be answered again.")
     turn = Turn(message.conversation, message.message)
-    await _answer(socket, message.model, conversations.history(path), message.settings, turn, message.ref, path[-1].parent)
+    await _answer(
+        socket, message.model, conversations.history(path), message.settings, turn, message.ref, path[-1].parent
+    )
 
 
 async def _answer(
     socket: "Socket", model: str, messages: tuple[Message, ...], settings: Settings, turn: Turn, ref: str, parent: str
 ) -> None:
-    request = ChatRequest(
-        model, messages, settings.sampling(secrets.randbits(63)), owner=socket.owner, keep=True
-    )
+    request = ChatRequest(model, messages, settings.sampling(secrets.randbits(63)), owner=socket.owner, keep=True)
     async with chat.ask(socket.broker, request, turn) as reader:
         accepted = {
             "type": "accepted",
@@ -73,7 +81,7 @@ async def _answer(
 async def resume(socket: "Socket", message: Resume) -> None:
     """The frames of an answer from a number on: after a lost connection, a reload, or in another tab."""
     async with redis_errors():
-        owner, model = await socket.broker.redis.hmget(keys.request(message.request_id), "owner", "model")
+        owner, model = await socket.broker.redis.hmget(keys.request(message.request_id), ["owner", "model"])
     if owner is None or owner.decode() != socket.owner:
         raise NotFound("This answer is not being written any more. Reload the conversation.")
     async with streams.read(socket.broker, message.request_id, message.from_) as reader:

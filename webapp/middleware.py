@@ -1,7 +1,7 @@
 """Around every request: who may ask, what the answer may load, and errors as a page or as JSON."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -70,13 +70,17 @@ def check_origin(request: web.Request) -> None:
 
 
 def _answer(
-    request: web.Request, error: FleetError, status: int | None = None, headers: "dict[str, str] | None" = None
+    request: web.Request, error: FleetError, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     status = status or error.status
     more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if allow := (headers or {}).get("Allow"):
         more["Allow"] = allow
     if "text/html" in request.headers.get("Accept", ""):
-        page = request.app[TEMPLATES].get_template("error.html").render(status=status, message=str(error), title=str(status))
+        page = (
+            request.app[TEMPLATES]
+            .get_template("error.html")
+            .render(status=status, message=str(error), title=str(status))
+        )
         return web.Response(text=page, content_type="text/html", status=status, headers=more)
     return web.json_response({"error": error.to_map() | {"status": status}}, status=status, headers=more)

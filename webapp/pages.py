@@ -18,4 +18,3 @@ async def chat(request: web.Request) -> web.Response:
 async def models(request: web.Request) -> web.Response:
     """All models with their state, as the picker shows them."""
     return web.json_response({"models": [m.to_map() for m in await request.app[LIVE].models()]})
-

@@ -8,7 +8,7 @@ fill, join into one message, and beyond their bound are read again from Redis.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from weakref import WeakSet
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -57,10 +57,8 @@ class Socket:
 
     async def send(self, message: bytes) -> None:
         """Send one message; waits while the peer reads slowly, and does nothing once it has gone."""
-        try:
+        with suppress(ConnectionError):
             await self._ws.send_bytes(message)
-        except ConnectionError:
-            pass
 
     async def relay(self, reader: Reader) -> None:
         """The frames, as they were published, until the last one."""

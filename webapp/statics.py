@@ -11,7 +11,12 @@ from aiohttp import web
 
 from broker.errors import NotFound
 
-TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".svg": "image/svg+xml", ".webmanifest": "application/manifest+json"}
+TYPES = {
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+}
 FOR_EVER = "public, max-age=31536000, immutable"
 
 

@@ -79,7 +79,7 @@ async def _load(broker: Broker, claim: Claim) -> tuple[bytes | None, Earlier]:
         pipe.get(keys.prompt(claim.request_id))
         pipe.llen(keys.frames(claim.request_id))
         pipe.get(keys.tokens(claim.request_id))
-        pipe.hmget(keys.request(claim.request_id), "created", "first")
+        pipe.hmget(keys.request(claim.request_id), ["created", "first"])
         encoded, frames, ids, (created, first) = await pipe.execute()
     seconds = (int(first) - int(created)) / 1000 if first else None
     return encoded, Earlier(frames, tuple(array("I", ids or b"")), seconds)

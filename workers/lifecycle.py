@@ -133,7 +133,9 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         await _beside(stack, _leave_when_draining(worker, presence))
         await presence.beat()
         worker.models = [model.name]
-        logger.info("%s serves %s: %d tokens of context, %d slots", presence.worker_id, model.name, engine.context, engine.slots)
+        logger.info(
+            "%s serves %s: %d tokens of context, %d slots", presence.worker_id, model.name, engine.context, engine.slots
+        )
         async with _watching(worker, engine):
             yield broker
 

@@ -73,7 +73,9 @@ class Outgoing:
         frame = Frame(claim.request_id, seq, claim.epoch, "".join(self._text), self._kind, end=end)
         count = self.prompt_tokens if not self._written else None
         ids = self._ids.tobytes()
-        self._written.append(Written(claim.request_id, claim.token, seq, frame.encode(), ids, count, last=end is not None))
+        self._written.append(
+            Written(claim.request_id, claim.token, seq, frame.encode(), ids, count, last=end is not None)
+        )
         self._text.clear()
         self._ids = array("I")
 
@@ -129,7 +131,8 @@ class Publisher:
         self._counts.append((now, self.tokens))
         while now - self._counts[0][0] > RATE_SECONDS and len(self._counts) > 2:
             self._counts.popleft()
-        (then, before), elapsed = self._counts[0], now - self._counts[0][0]
+        then, before = self._counts[0]
+        elapsed = now - then
         return (self.tokens - before) / elapsed if elapsed > 0 else 0.0
 
     async def run(self) -> None:

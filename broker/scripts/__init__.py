@@ -16,7 +16,7 @@ from broker import keys
 class Scripts:
     """The scripts by name, each callable with `args=[...]`; loaded into the server when it does not have them."""
 
-    def __init__(self, redis: "Redis[bytes]") -> None:
+    def __init__(self, redis: Redis) -> None:
         folder = files(__name__)
         shared = keys.LUA + (folder / "common.lua").read_text()
 

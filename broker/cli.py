@@ -1,0 +1,294 @@
+"""The `fleetchat` command. It starts the other floors as processes and imports neither.
+
+An error is one sentence on standard error: exit code 2 when the command cannot start, 1 when it failed.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+import webbrowser
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from broker import chat, fleet, registry
+from broker.config import Config, data_folder
+from broker.connection import Broker
+from broker.errors import FleetError, SetupError
+from broker.messages import ChatRequest, Message, Sampling
+from broker.registry import ModelState, WorkerState
+from broker.sources import ModelSource
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Chat with your own models, over a queue.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+LOOK_SECONDS = 1.0
+REDIS_SECONDS = 3.0
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder for conversations and logs.", show_default=False)
+]
+
+
+def main() -> None:
+    """The console script: errors become one sentence and an exit code."""
+    try:
+        app()
+    except FleetError as error:
+        err.print(escape(str(error)))
+        sys.exit(2 if isinstance(error, SetupError) else 1)
+
+
+@app.command()
+def up(
+    model: Annotated[
+        list[str] | None, typer.Option(help="A folder, a hub id, echo, pocket, or NAME=any; repeats.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address the web app listens on.", show_default="127.0.0.1")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port the web app listens on.", show_default="8080", min=1, max=65535)
+    ] = None,
+    data: DataOption = None,
+    browser: Annotated[bool, typer.Option(help="Open the page when it is ready.")] = True,
+) -> None:
+    """Start a whole fleet on this machine: Valkey, a worker for each model, and the web app."""
+    changes: dict[str, Any] = {"host": host, "port": port, "data": data}
+    config = replace(Config.from_env(), **{k: v for k, v in changes.items() if v is not None})
+    models = fleet.sources_of(model or [config.model])
+    asyncio.run(_up(config, models, browser))
+
+
+async def _up(config: Config, models: list[ModelSource], browser: bool) -> None:
+    stop = asyncio.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    out.print("Starting …" if not out.is_terminal else "[dim]Starting … Ctrl-C stops it.[/dim]")
+    watched = asyncio.create_task(_watch(config, models, browser))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({watched, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not watched.done():
+        out.print("[dim]Stopping …[/dim]")
+        watched.cancel()
+    stopped.cancel()
+    result = (await asyncio.gather(watched, return_exceptions=True))[0]
+    if isinstance(result, Exception):
+        raise result
+    out.print("Stopped.")
+
+
+async def _watch(config: Config, models: list[ModelSource], browser: bool) -> None:
+    """The screen: the address and the models once they are there, then a line for each thing that changes."""
+    async with fleet.running(config, models, lambda line: out.print(f"[yellow]{escape(line)}[/yellow]")) as running:
+        await running.wait_until_ready()
+        states = await running.states()
+        _print_screen(running, states)
+        if browser and _has_display():
+            webbrowser.open(running.url)
+        told = {name: _state_text(s) for name, s in states.items()}
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                states = await running.states()
+            except FleetError:
+                continue
+            for name, state in states.items():
+                text = _state_text(state)
+                if text != told.get(name) and state.state != "loading":
+                    out.print(f"{escape(name)}: {escape(text)}")
+                told[name] = text
+
+
+def _print_screen(running: fleet.Fleet, states: dict[str, ModelState]) -> None:
+    url = running.config.redis_url
+    width = max(len(m.name) for m in running.models)
+    out.print(f"\n  [bold]FleetChat[/bold] is ready at [bold cyan]{running.url}[/bold cyan]\n")
+    for model in running.models:
+        state = states.get(model.name)
+        out.print(f"  {escape(model.name):<{width}}  {escape(_state_text(state) if state else 'starting')}")
+    redis_cli = (
+        f"redis-cli -p {url.rpartition(':')[2].partition('/')[0]}"
+        if url.startswith("redis://127.0.0.1:")
+        else f"redis-cli -u {url}"
+    )
+    out.print(f"\n  look inside    {redis_cli}    fleetchat status --watch")
+    out.print(f"  add a worker   REDIS_URL={url} FLEETCHAT_MODEL={escape(str(running.models[0]))} arq workers.Settings")
+    out.print(f"  logs and data  {escape(str(running.config.data))}")
+    out.print("  stop           Ctrl-C\n")
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again each second until Ctrl-C.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Show models, workers, busy slots, waiting requests and tokens a second."""
+    _run(_status(_find_fleet(data), watch))
+
+
+async def _status(config: Config, watch: bool) -> None:
+    async with Broker.open(config) as broker:
+        await _reach(broker)
+        if not watch:
+            out.print(*await _tables(broker), sep="\n")
+            return
+        with Live(console=out, auto_refresh=False) as live:
+            while True:
+                grid = Table.grid()
+                for table in await _tables(broker):
+                    grid.add_row(table)
+                live.update(grid, refresh=True)
+                await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _tables(broker: Broker) -> list[Table]:
+    models, workers = await registry.models(broker), await registry.workers(broker)
+    return [_model_table(models), _worker_table(workers)]
+
+
+def _model_table(models: list[ModelState]) -> Table:
+    table = Table(
+        "model",
+        "state",
+        "workers",
+        "busy",
+        "slots",
+        "waiting",
+        "tokens/s",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for m in models:
+        shown = m.to_map()
+        table.add_row(
+            escape(m.card.name),
+            escape(_state_text(m)),
+            *(str(shown[k]) for k in ("workers", "running", "slots", "waiting", "tokens_per_s")),
+        )
+    if not models:
+        table.add_row("none yet", *[""] * 6)
+    return table
+
+
+def _worker_table(workers: list[WorkerState]) -> Table:
+    table = Table(
+        "worker",
+        "models",
+        "state",
+        "busy",
+        "slots",
+        "tokens/s",
+        "device",
+        "pid",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for w in workers:
+        values = [w.worker_id, *(w.fields.get(k, "") for k in ("models", "state", "busy", "slots", "tokens_per_s"))]
+        device = " ".join(filter(None, (w.fields.get("device"), w.fields.get("dtype"))))
+        table.add_row(*map(escape, [*values, device, w.fields.get("pid", "")]))
+    if not workers:
+        table.add_row("none", *[""] * 7)
+    return table
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="A model of the fleet.")],
+    text: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
+    system: Annotated[str, typer.Option(help="A system prompt.")] = "",
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1)] = 1.0,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    data: DataOption = None,
+) -> None:
+    """Ask a model one question through the queue: the answer as it comes, its timings at the end."""
+    said = sys.stdin.read() if text == "-" else text
+    messages = [Message("system", system)] if system else []
+    request = ChatRequest(
+        model, (*messages, Message("user", said)), Sampling(temperature, top_p, max_tokens, seed), owner=""
+    )
+    _run(_ask(_find_fleet(data), request))
+
+
+async def _ask(config: Config, request: ChatRequest) -> None:
+    async with Broker.open(config) as broker:
+        await _reach(broker)
+        begun, text = time.monotonic(), chat.Text()
+        first: float | None = None
+        async with chat.ask(broker, request) as frames:
+            if frames.place:
+                err.print(f"[dim]{frames.place} requests before yours …[/dim]")
+            async for received in frames:
+                frame = received.decode()
+                text.add(frame)
+                if first is None and frame.text:
+                    first = time.monotonic() - begun
+                print(frame.text, end="", flush=True)
+                if frame.end is not None:
+                    print(flush=True)
+                    answer = chat.finished(frame, str(text))
+                    total = time.monotonic() - begun
+                    tokens = answer.usage["completion_tokens"]
+                    rate = f", {tokens / total:.1f} tokens/s" if total else ""
+                    err.print(
+                        f"[dim]{answer.reason}: {answer.usage['prompt_tokens']} tokens in, {tokens} out; first after "
+                        f"{1000 * (first or total):.0f} ms, all after {total:.2f} s{rate}[/dim]"
+                    )
+
+
+def _find_fleet(data: Path | None) -> Config:
+    """The fleet that REDIS_URL names, or else the one that `fleetchat up` runs, or has run last, on this machine."""
+    config = Config.from_env()
+    note = (data or config.data or data_folder()) / "redis.url"
+    if "REDIS_URL" not in os.environ and note.exists():
+        config = replace(config, redis_url=note.read_text().strip())
+    return config
+
+
+async def _reach(broker: Broker) -> None:
+    try:
+        async with asyncio.timeout(REDIS_SECONDS):
+            await broker.redis.ping()
+    except Exception:
+        raise SetupError(
+            f"There is no fleet at {broker.config.redis_url}. Start one with: fleetchat up, or set REDIS_URL."
+        ) from None
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _state_text(state: ModelState) -> str:
+    match state.state:
+        case "loading":
+            return f"loading {state.card.progress} %"
+        case "failed":
+            return f"failed: {state.card.why}"
+        case other:
+            return other
+
+
+def _has_display() -> bool:
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
