@@ -112,7 +112,12 @@ def _write(value: Any) -> str:
 
 def _read(f: Any, text: str) -> Any:
     variable, at_least = f.metadata["variable"], f.metadata["at_least"]
-    readers: dict[Any, Callable[[str], Any]] = {int: int, float: float, Path: lambda t: Path(t).expanduser(), tuple[str, ...]: _read_list}
+    readers: dict[Any, Callable[[str], Any]] = {
+        int: int,
+        float: float,
+        Path: lambda t: Path(t).expanduser(),
+        tuple[str, ...]: _read_list,
+    }
     try:
         value = readers.get(f.type, str)(text)
     except ValueError:

@@ -153,8 +153,9 @@ async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> 
     Raises:
         SetupError: it cannot start, with one sentence that says why.
     """
-    check(config, models)
+    check_models(models)
     with lock(config.data):
+        check_address(config)
         logs = config.data / "logs"
         logs.mkdir(exist_ok=True)
         server: Child | None = None
@@ -186,8 +187,8 @@ async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> 
                 await server.stop(SERVER_SECONDS)
 
 
-def check(config: Config, models: Sequence[ModelSource]) -> None:
-    """Raises SetupError for what can be known before anything is started."""
+def check_models(models: Sequence[ModelSource]) -> None:
+    """Raises SetupError for a model that cannot run here, or two of one name."""
     needy = [m.name for m in models if m.needs_torch]
     if needy and not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
         raise SetupError(
@@ -196,6 +197,10 @@ def check(config: Config, models: Sequence[ModelSource]) -> None:
     names = [m.name for m in models]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SetupError(f"Two models are called {twice.pop()}. Give one another name: --model NAME=...")
+
+
+def check_address(config: Config) -> None:
+    """Raises SetupError if the web app cannot listen where it is told to."""
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
