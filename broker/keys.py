@@ -17,7 +17,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     tokens:{R}           string   as request          append                worker       its token ids so far (uint32)
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
     arq:retry:R          string   as request          arq                   arq          how often arq has started it
-    turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is (fair queueing)
+    turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is: owner → next turn, '' → now
     pace:MODEL           hash     1 day               end                   enqueue      mean seconds of an answer
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
     poisoned:{R}         string   7 days              expire                people       prompt of a request that crashed 3 workers

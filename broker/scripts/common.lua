@@ -18,10 +18,12 @@ local function abandoned(id, r, at, grace_ms)
   if r.keep == '1' then return false end
   if redis.call('PUBSUB', 'NUMSUB', K.stream(id))[2] > 0 then
     if r.alone_since then redis.call('HDEL', K.request(id), 'alone_since') end
+    r.alone_since = nil
     return false
   end
   if not r.alone_since then
     redis.call('HSET', K.request(id), 'alone_since', at)
+    r.alone_since = at
     return false
   end
   return at - tonumber(r.alone_since) >= grace_ms

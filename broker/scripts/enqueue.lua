@@ -32,19 +32,18 @@ if conversation ~= '' then
     cmsgpack.pack({type = 'began', conversation = conversation, request_id = id}))
 end
 
--- Start-time fair queueing: a user's n-th waiting request stands with everybody's n-th. The fraction keeps arrival order.
-local turn = tonumber(redis.call('HGET', turns, '') or 0)
-if backlog == 0 then  -- nobody waits, so nobody's past turns count
-  redis.call('DEL', turns)
-  redis.call('HSET', turns, '', turn)
-end
+-- Start-time fair queueing: a user's n-th waiting request stands with everybody's n-th. The fraction is the arrival order.
+local past = redis.call('HMGET', turns, '', '#')
+local turn, arrival = tonumber(past[1] or 0), (tonumber(past[2] or 0) + 1) % 16777216
+if backlog == 0 then redis.call('DEL', turns) end  -- nobody waits, so nobody's past turns count
+redis.call('HSET', turns, '', turn, '#', arrival)
 local start = turn
 if owner ~= '' then
   start = math.max(turn, tonumber(redis.call('HGET', turns, owner) or 0))
   redis.call('HSET', turns, owner, start + 1)
 end
 redis.call('PEXPIRE', turns, 86400000)
-local score = string.format('%.9f', start + behind + (at % 4294967296) / 4294967296)
+local score = string.format('%.9f', start + behind + arrival / 16777216)
 
 local ttl = wait_ms + run_ms + AFTER_MS
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,

@@ -59,7 +59,9 @@ async def measure(url: str, pid: int, requests: int) -> None:
                 times.append(1000 * (struct.unpack("d", stamp)[0] - begun))
         times.sort()
         p50, p99 = times[len(times) // 2], times[int(0.99 * len(times))]
-        print(f"enqueue to the job's first line: p50 {p50:.2f} ms, p99 {p99:.2f} ms, worst {times[-1]:.2f} ms ({requests})")
+        print(
+            f"enqueue to the job's first line: p50 {p50:.2f} ms, p99 {p99:.2f} ms, worst {times[-1]:.2f} ms ({requests})"
+        )
 
         cpu = cpu_seconds(pid)
         sent = await _commands(broker, pid) / IDLE_SECONDS

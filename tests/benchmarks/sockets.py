@@ -59,7 +59,9 @@ async def first_frames(port: int) -> None:
                         ended = "end" in one
             times.append(1000 * first)
     times.sort()
-    print(f"ask to first frame: p50 {times[ASKS // 2]:.1f} ms, p99 {times[int(0.99 * ASKS)]:.1f} ms ({ASKS})", flush=True)
+    print(
+        f"ask to first frame: p50 {times[ASKS // 2]:.1f} ms, p99 {times[int(0.99 * ASKS)]:.1f} ms ({ASKS})", flush=True
+    )
 
 
 async def frames(port: int, broker: Broker, pids: dict[str, int], seconds: float) -> None:
@@ -97,7 +99,9 @@ async def frames(port: int, broker: Broker, pids: dict[str, int], seconds: float
 
 async def idle(port: int, pid: int) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        async with session.ws_connect(f"http://127.0.0.1:{port}/ws") as ws:  # what the first socket loads is not its cost
+        async with session.ws_connect(
+            f"http://127.0.0.1:{port}/ws"
+        ) as ws:  # what the first socket loads is not its cost
             await ws.receive()
         before = memory_mb(pid)
         sockets = [await session.ws_connect(f"http://127.0.0.1:{port}/ws") for _ in range(IDLE)]
@@ -105,6 +109,17 @@ async def idle(port: int, pid: int) -> None:
             await ws.receive()
         print(f"{IDLE} idle websockets: {memory_mb(pid) - before:.1f} MB", flush=True)
         await asyncio.gather(*(ws.close() for ws in sockets))
+
+
+async def measure(part: str, port: int, url: str, pids: dict[str, int], seconds: float) -> None:
+    await ready(port)
+    if part == "first":
+        await first_frames(port)
+    elif part == "idle":
+        await idle(port, pids["web"])
+    else:
+        async with Broker.open(Config.from_env({"REDIS_URL": url})) as broker:
+            await frames(port, broker, pids, seconds)
 
 
 def main() -> None:
@@ -122,18 +137,8 @@ def main() -> None:
             ):
                 wait_for_port(port)
 
-                async def run() -> None:
-                    await ready(port)
-                    if part == "first":
-                        await first_frames(port)
-                    elif part == "idle":
-                        await idle(port, site.pid)
-                    else:
-                        pids = {"web": site.pid, "worker": job.pid, "valkey": server.pid}
-                        async with Broker.open(Config.from_env({"REDIS_URL": url})) as broker:
-                            await frames(port, broker, pids, seconds)
-
-                asyncio.run(run())
+                pids = {"web": site.pid, "worker": job.pid, "valkey": server.pid}
+                asyncio.run(measure(part, port, url, pids, seconds))
 
 
 if __name__ == "__main__":

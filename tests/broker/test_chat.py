@@ -1,0 +1,92 @@
+import asyncio
+from dataclasses import replace
+
+import pytest
+from helpers import claim, eventually, request
+
+from broker import chat, keys, queues, registry
+from broker.errors import NoSuchModel, NoWorker, PromptEmpty, PromptTooLarge
+from broker.messages import Frame, ModelCard
+
+
+async def test_an_unknown_model_and_one_without_worker_are_told_apart(broker, card):
+    with pytest.raises(NoSuchModel):
+        await chat.answer(broker, request(model="nope"))
+    await registry.leave(broker, "w", ["m"])
+    with pytest.raises(NoWorker):
+        await chat.answer(broker, request())
+
+
+async def test_a_failed_model_says_why(broker):
+    await registry.beat(broker, "w", "failed", {"models": "m"}, [ModelCard("m", state="failed", why="no template")])
+    with pytest.raises(NoWorker, match="no template"):
+        await chat.answer(broker, request())
+
+
+async def test_a_loading_model_accepts_and_waits(broker):
+    await registry.beat(broker, "w", "loading", {"models": "m"}, [ModelCard("m", progress=40)])
+    async with chat.ask(broker, request()) as reader:
+        assert reader.place == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("", PromptEmpty), (" \n", PromptEmpty), ("x" * 262_145, PromptTooLarge), ("語" * 90_000, PromptTooLarge)],
+)
+async def test_what_needs_no_tokenizer_is_refused_before_the_queue(broker, card, text, error):
+    with pytest.raises(error) as refused:
+        await chat.answer(broker, request(text))
+    if error is PromptTooLarge:
+        assert "262144" in str(refused.value)
+    assert await broker.redis.zcard(keys.queue("m")) == 0
+
+
+async def test_leaving_early_ends_what_nobody_keeps(broker, card):
+    async with chat.ask(broker, request(keep=False)) as reader:
+        pass
+    await eventually(lambda: _ended(broker, reader.request_id))
+
+
+async def test_leaving_early_leaves_a_kept_answer_alone(broker, card):
+    async with chat.ask(broker, request(keep=True)) as reader:
+        pass
+    await asyncio.sleep(0.05)
+    assert not await _ended(broker, reader.request_id)
+
+
+async def test_a_cancelled_caller_still_cancels(broker, card):
+    entered = asyncio.Event()
+
+    async def caller() -> None:
+        async with chat.ask(broker, request(keep=False)) as reader:
+            ids.append(reader.request_id)
+            entered.set()
+            await reader.take()
+
+    ids: list[str] = []
+    task = asyncio.create_task(caller())
+    await entered.wait()
+    await claim(broker)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await eventually(lambda: _ended(broker, ids[0]))
+
+
+async def _ended(broker, request_id) -> bool:
+    return await broker.redis.hget(keys.request(request_id), "state") == b"ended"
+
+
+def test_text_follows_replaced_frames():
+    text = chat.Text()
+    for seq, epoch, said in [(0, 1, "a"), (1, 1, "b"), (2, 1, "c"), (1, 2, "B")]:
+        text.add(Frame("r", seq, epoch, said))
+    assert str(text) == "aB"
+
+
+async def test_the_queue_full_error_reaches_the_caller_and_unsubscribes(broker, card):
+    broker.config = replace(broker.config, queue_limit=1)
+    await queues.enqueue(broker, request())
+    asked = request()
+    with pytest.raises(Exception, match="wait for this model"):
+        await chat.answer(broker, asked)
+    assert (await broker.redis.pubsub_numsub(keys.stream(asked.request_id)))[0][1] == 0

@@ -1,0 +1,156 @@
+import pytest
+from helpers import claim, request
+
+from broker import conversations, queues, streams
+from broker.conversations import StoredMessage
+from broker.errors import BadRequest, Conflict, NoSuchConversation
+from broker.messages import Frame, Message, new_id
+from broker.queues import Turn
+from broker.streams import Written
+
+pytestmark = pytest.mark.usefixtures("card")
+
+
+async def begin(broker, owner="anna", text="hello there", conversation="", parent=""):
+    turn = Turn(
+        conversation or new_id(), new_id(), conversations.title_of(text), conversations.user_message(text, parent, 1)
+    )
+    asked = request(text, owner=owner)
+    await queues.enqueue(broker, asked, turn)
+    return turn, asked.request_id
+
+
+async def say(broker, request_id, *texts, kind="text"):
+    (held,) = await claim(broker, token=request_id)
+    assert held.request_id == request_id
+    for seq, text in enumerate(texts):
+        end = (
+            {"reason": "stop", "usage": {"prompt_tokens": 3, "completion_tokens": 2}} if seq == len(texts) - 1 else None
+        )
+        frame = Frame(request_id, seq, 1, text, kind if seq == 0 else "text", end=end)
+        await streams.append(broker, [Written(request_id, held.token, seq, frame.encode(), last=end is not None)])
+
+
+async def test_an_answer_is_in_its_conversation_although_nobody_watched(broker):
+    turn, request_id = await begin(broker)
+    conversation, _ = await conversations.load(broker, turn.conversation, "anna")
+    assert (conversation.title, conversation.leaf, conversation.request) == ("hello there", turn.parent, request_id)
+    await say(broker, request_id, "I think. ", "你", "好", " 🙂", kind="reasoning")
+    conversation, messages = await conversations.load(broker, turn.conversation, "anna")
+    assert (conversation.leaf, conversation.request) == (request_id, "")
+    path = conversations.path(messages, conversation.leaf)
+    assert [m.role for m in path] == ["user", "assistant"]
+    assert path[1].parts == ({"kind": "reasoning", "text": "I think. "}, {"kind": "text", "text": "你好 🙂"})
+    assert (path[1].text, path[1].model, path[1].usage["completion_tokens"]) == ("你好 🙂", "m", 2)
+
+
+async def test_a_stopped_answer_keeps_what_was_said(broker):
+    turn, request_id = await begin(broker)
+    (held,) = await claim(broker)
+    frame = Frame(request_id, 0, 1, "half")
+    await streams.append(broker, [Written(request_id, held.token, 0, frame.encode())])
+    await queues.cancel(broker, request_id, "anna")
+    _, messages = await conversations.load(broker, turn.conversation, "anna")
+    assert (messages[request_id].text, messages[request_id].reason) == ("half", "cancelled")
+
+
+async def test_a_long_answer_is_whole(broker):
+    turn, request_id = await begin(broker)
+    texts = [f"{i} " * 40 for i in range(2000)]
+    (held,) = await claim(broker)
+    written = [
+        Written(
+            request_id,
+            held.token,
+            i,
+            Frame(request_id, i, 1, t, end={"reason": "stop"} if i == 1999 else None).encode(),
+            last=i == 1999,
+        )
+        for i, t in enumerate(texts)
+    ]
+    for i in range(0, 2000, 250):
+        await streams.append(broker, written[i : i + 250])
+    _, messages = await conversations.load(broker, turn.conversation, "anna")
+    assert messages[request_id].text == "".join(texts)
+
+
+async def test_nobody_else_sees_or_changes_a_conversation(broker):
+    turn, _ = await begin(broker)
+    for attempt in (
+        conversations.load(broker, turn.conversation, "ben"),
+        conversations.rename(broker, turn.conversation, "ben", "mine"),
+        conversations.delete(broker, turn.conversation, "ben"),
+        begin(broker, "ben", conversation=turn.conversation),
+    ):
+        with pytest.raises(NoSuchConversation):
+            await attempt
+    assert await conversations.listed(broker, "ben") == []
+
+
+async def test_one_answer_at_a_time_in_a_conversation(broker):
+    turn, request_id = await begin(broker)
+    with pytest.raises(Conflict):
+        await begin(broker, conversation=turn.conversation, parent=turn.parent)
+    await say(broker, request_id, "done")
+    await begin(broker, conversation=turn.conversation, parent=request_id)
+
+
+async def test_the_list_is_latest_first_and_paged(broker):
+    made = []
+    for i in range(5):
+        turn, request_id = await begin(broker, text=f"talk {i}")
+        await queues.cancel(broker, request_id, "anna")
+        await broker.redis.zadd("conversations:anna", {turn.conversation: i + 1})
+        made.append(turn.conversation)
+    found = await conversations.listed(broker, "anna", count=3)
+    assert [c.conversation_id for c in found] == made[:1:-1]
+    rest = await conversations.listed(broker, "anna", before=3, count=3)
+    assert [c.conversation_id for c in rest] == made[1::-1]
+
+
+async def test_a_deleted_conversation_stays_deleted_when_its_answer_ends(broker):
+    turn, request_id = await begin(broker)
+    assert await conversations.delete(broker, turn.conversation, "anna") == request_id
+    await say(broker, request_id, "too late")
+    with pytest.raises(NoSuchConversation):
+        await conversations.load(broker, turn.conversation, "anna")
+    assert await broker.redis.keys("*" + turn.conversation) == []
+
+
+async def test_renaming(broker):
+    turn, _ = await begin(broker)
+    await conversations.rename(broker, turn.conversation, "anna", "  A better\n title ")
+    assert (await conversations.load(broker, turn.conversation, "anna"))[0].title == "A better title"
+    with pytest.raises(BadRequest):
+        await conversations.rename(broker, turn.conversation, "anna", " ")
+
+
+def test_a_path_that_leads_in_a_circle_or_nowhere_is_refused():
+    def message(name: str, parent: str) -> StoredMessage:
+        return StoredMessage(name, "user", parent, ())
+
+    with pytest.raises(BadRequest):
+        conversations.path({"a": message("a", "b"), "b": message("b", "a")}, "a")
+    with pytest.raises(BadRequest):
+        conversations.path({"a": message("a", "gone")}, "a")
+
+
+def test_history_leaves_out_what_came_to_nothing():
+    def message(name: str, role: str, text: str) -> StoredMessage:
+        return StoredMessage(name, role, "", ({"kind": "text", "text": text},))
+
+    path = [
+        message("1", "user", "a"),
+        message("2", "assistant", ""),
+        message("3", "user", "b"),
+        message("4", "assistant", "c"),
+    ]
+    assert conversations.history(path) == (Message("user", "b"), Message("assistant", "c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [("hi", "hi"), ("a\n b", "a b"), ("word " * 30, "word " * 11 + "word…"), ("字" * 80, "字" * 60 + "…")],
+)
+def test_a_title_is_the_first_words(text, title):
+    assert conversations.title_of(text) == title

@@ -1,0 +1,45 @@
+import pickle
+
+import pytest
+
+from broker.errors import BadRequest, FleetError, QueueFull, from_map
+from broker.messages import ChatRequest, Frame, Message, ModelCard, Sampling, new_id, pack, unpack
+
+
+def test_a_request_comes_back_as_it_was():
+    request = ChatRequest("m", (Message("user", "你好 🙂"),), Sampling(0.0, 0.9, 12, 7, ("END",)), owner="o", keep=True)
+    assert ChatRequest.decode(request.encode()) == request
+
+
+def test_readers_ignore_keys_that_they_do_not_know():
+    raw = unpack(Frame("r", 3, 1, "x").encode()) | {"later": 1}
+    assert Frame.decode(pack(raw)) == Frame("r", 3, 1, "x")
+    assert ModelCard.decode(pack(unpack(ModelCard("m", abilities=("tools",)).encode()) | {"later": 1})).abilities == (
+        "tools",
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xc1", b"hello", pack([1]), pack({}), pack({"messages": 3}), pickle.dumps({"model": "m"}), pack({"model": "m", "messages": [{"role": 1}], "sampling": {}})],
+)  # fmt: skip
+def test_a_stored_request_of_a_wrong_shape_is_a_bad_request(data):
+    with pytest.raises(BadRequest):
+        ChatRequest.decode(data)
+
+
+def test_an_absent_value_is_left_out_of_a_frame():
+    assert set(unpack(Frame("r", 0, 1, "x").encode())) == {"request_id", "seq", "epoch", "text"}
+
+
+def test_ids_sort_by_time_and_do_not_repeat():
+    ids = [new_id() for _ in range(2000)]
+    assert len(set(ids)) == 2000
+    assert [i[:12] for i in ids] == sorted(i[:12] for i in ids)
+    assert all(len(i) == 26 for i in ids)
+
+
+def test_an_error_comes_back_as_its_class():
+    error = from_map(QueueFull("full", retry_after=3).to_map())
+    assert (type(error), str(error), error.retry_after) == (QueueFull, "full", 3)
+    assert type(from_map({"code": "from the future", "message": "x"})) is FleetError

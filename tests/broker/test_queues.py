@@ -1,0 +1,233 @@
+import asyncio
+from dataclasses import replace
+
+import pytest
+from helpers import claim, request
+
+from broker import keys, queues, registry, streams
+from broker.connection import Broker
+from broker.errors import FleetError, QueueFull, ShareUsed
+from broker.messages import Frame, pack
+from broker.streams import Written
+
+pytestmark = pytest.mark.usefixtures("card")
+
+
+async def state(broker: Broker, request_id: str) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in (await broker.redis.hgetall(keys.request(request_id))).items()}
+
+
+async def sweep(broker: Broker) -> list[int]:
+    """The sweep of some other process, now."""
+    await broker.redis.delete("swept")
+    error = pack(FleetError("limit").to_map())
+    return await broker.scripts.expire(args=[4000, 30_000, error, error, error])
+
+
+async def pass_lease(broker: Broker, request_id: str) -> None:
+    """As if the worker had been silent for its lease."""
+    await broker.redis.zadd(keys.running("m"), {request_id: 1})
+
+
+async def last_frame(broker: Broker, request_id: str) -> Frame:
+    return Frame.decode((await broker.redis.lrange(keys.frames(request_id), -1, -1))[0])
+
+
+async def test_the_queue_holds_what_waits_and_nothing_else(broker):
+    ids = []
+    for place in range(3):
+        ids.append(request().request_id)
+        assert await queues.enqueue(broker, request(request_id=ids[-1])) == place
+    claims = await claim(broker, want=2)
+    assert [c.request_id for c in claims] == ids[:2]
+    assert await broker.redis.zrange(keys.queue("m"), 0, -1) == [ids[2].encode()]
+    assert await broker.redis.zcard(keys.running("m")) == 2
+
+
+async def test_a_repeated_enqueue_changes_nothing(broker):
+    asked = request()
+    await queues.enqueue(broker, asked)
+    await queues.enqueue(broker, asked)
+    assert await broker.redis.zcard(keys.queue("m")) == 1
+
+
+async def test_a_full_queue_refuses_with_the_time_to_wait(broker):
+    broker.config = replace(broker.config, queue_limit=2)
+    for _ in range(2):
+        await queues.enqueue(broker, request())
+    with pytest.raises(QueueFull) as refused:
+        await queues.enqueue(broker, request())
+    assert 1 <= refused.value.retry_after <= 60
+    assert await broker.redis.zcard(keys.queue("m")) == 2
+
+
+async def test_a_user_has_a_share_of_waiting_and_running(broker):
+    broker.config = replace(broker.config, user_limit=2)
+    first = request(owner="anna")
+    await queues.enqueue(broker, first)
+    await queues.enqueue(broker, request(owner="anna"))
+    await claim(broker)
+    with pytest.raises(ShareUsed):
+        await queues.enqueue(broker, request(owner="anna"))
+    await queues.enqueue(broker, request(owner="ben"))
+    await queues.cancel(broker, first.request_id, "anna")
+    await queues.enqueue(broker, request(owner="anna"))
+
+
+async def test_users_take_turns(broker):
+    broker.config = replace(broker.config, user_limit=100)
+    for owner in ["anna"] * 5 + ["ben", "cleo"]:
+        await queues.enqueue(broker, request(owner=owner))
+    order = [(await state(broker, c.request_id))["owner"] for c in await claim(broker, want=10)]
+    assert order == ["anna", "ben", "cleo", "anna", "anna", "anna", "anna"]
+
+
+async def test_low_priority_waits_behind_everybody(broker):
+    await queues.enqueue(broker, low := request(), low_priority=True)
+    await queues.enqueue(broker, request())
+    await claim(broker)
+    await queues.enqueue(broker, request())
+    assert (await claim(broker, token="t2", want=2))[-1].request_id == low.request_id
+
+
+async def test_a_claimed_job_is_nobody_elses(broker):
+    for _ in range(20):
+        await queues.enqueue(broker, request())
+    batches = await asyncio.gather(*(claim(broker, worker=f"w{i}", token=f"t{i}", want=5) for i in range(6)))
+    ids = [c.request_id for batch in batches for c in batch]
+    assert len(ids) == len(set(ids)) == 20
+
+
+async def test_a_waiting_request_leaves_the_queue_when_cancelled(broker):
+    await queues.enqueue(broker, asked := request(owner="anna"))
+    assert not await queues.cancel(broker, asked.request_id, "ben")
+    assert await queues.cancel(broker, asked.request_id, "anna")
+    assert not await queues.cancel(broker, asked.request_id, "anna")
+    assert await broker.redis.zcard(keys.queue("m")) == 0
+    assert (await last_frame(broker, asked.request_id)).end["reason"] == "cancelled"
+    assert await broker.redis.llen(keys.frames(asked.request_id)) == 1
+
+
+async def test_a_lapsed_lease_of_a_living_worker_is_no_crash_and_can_be_regained(broker):
+    """Bug B: a worker that stalled past its lease must not fence with itself."""
+    await queues.enqueue(broker, asked := request())
+    (held,) = await claim(broker)
+    await pass_lease(broker, asked.request_id)
+    assert await sweep(broker) == [0, 1, 0]
+    assert (await state(broker, asked.request_id))["crashes"] == "0"
+    assert await claim(broker, token="t2", mine=(asked.request_id,)) == []  # not a second copy beside the first
+    assert await queues.renew(broker, [held]) == []
+    now = await state(broker, asked.request_id)
+    assert (now["state"], now["epoch"]) == ("running", "1")
+    assert await broker.redis.zcard(keys.queue("m")) == 0
+
+
+async def test_a_stalled_worker_is_fenced_once_another_has_the_request(broker):
+    await queues.enqueue(broker, asked := request())
+    (old,) = await claim(broker)
+    await pass_lease(broker, asked.request_id)
+    await sweep(broker)
+    (new,) = await claim(broker, worker="w2", token="t2")
+    assert new.epoch == 2
+    frame = Frame(asked.request_id, 0, 1, "late")
+    assert await streams.append(broker, [Written(asked.request_id, old.token, 0, frame.encode())]) == [streams.FENCED]
+    assert await queues.renew(broker, [old]) == [asked.request_id]
+    assert not await queues.end(broker, old, FleetError())
+    assert not await queues.release(broker, old)
+    assert await broker.redis.llen(keys.frames(asked.request_id)) == 0
+
+
+async def test_after_three_crashes_a_request_ends_and_is_kept_for_inspection(broker):
+    await queues.enqueue(broker, asked := request("poison"))
+    await queues.enqueue(broker, request("harmless"))
+    for n in range(3):
+        await broker.redis.zadd(keys.WORKERS, {"w": 1})  # its heartbeat is gone
+        claims = await claim(broker, token=f"t{n}", want=2)
+        if n == 2:
+            assert len(claims) == 1, "a request that brought down two workers gets one to itself"
+        assert claims[0].crashes == n
+        await pass_lease(broker, asked.request_id)
+        for other in claims[1:]:
+            await queues.release(broker, other)
+        await sweep(broker)
+    assert (await last_frame(broker, asked.request_id)).end["reason"] == "error"
+    assert b"poison" in await broker.redis.get(f"poisoned:{{{asked.request_id}}}")
+
+
+async def test_a_hand_over_keeps_the_place_and_is_no_crash(broker):
+    await queues.enqueue(broker, first := request())
+    (held,) = await claim(broker)
+    await queues.enqueue(broker, request())
+    assert await queues.release(broker, held)
+    (again,) = await claim(broker, worker="w2", token="t2")
+    assert (again.request_id, again.crashes, again.epoch) == (first.request_id, 0, 2)
+
+
+async def test_what_waits_too_long_ends_with_a_sentence(broker):
+    await queues.enqueue(broker, asked := request())
+    await broker.redis.hset(keys.request(asked.request_id), "wait_until", 1)
+    assert await sweep(broker) == [0, 0, 1]
+    assert (await last_frame(broker, asked.request_id)).end["error"]["message"] == "limit"
+
+
+async def test_what_runs_too_long_ends_and_its_worker_is_told(broker):
+    await queues.enqueue(broker, asked := request())
+    await claim(broker)
+    async with broker.listener.subscribe(keys.control("w")) as orders:
+        await broker.redis.hset(keys.request(asked.request_id), "run_until", 1)
+        await sweep(broker)
+        (order,), _ = await orders.take(2)
+    assert asked.request_id.encode() in order
+    assert (await last_frame(broker, asked.request_id)).end["reason"] == "error"
+
+
+async def test_what_nobody_keeps_and_nobody_hears_ends_after_the_grace(broker):
+    await queues.enqueue(broker, kept := request(keep=True))
+    await queues.enqueue(broker, asked := request(keep=False))
+    assert [c.request_id for c in await claim(broker, want=2)] == [kept.request_id]
+    since = int((await state(broker, asked.request_id))["alone_since"])
+    assert await sweep(broker) == [0, 0, 0]
+    await broker.redis.hset(keys.request(asked.request_id), "alone_since", since - 30_000)
+    assert await sweep(broker) == [0, 0, 1]
+    assert (await last_frame(broker, asked.request_id)).end["reason"] == "abandoned"
+
+
+async def test_a_listener_that_came_back_stops_the_clock(broker):
+    await queues.enqueue(broker, asked := request(keep=False))
+    await claim(broker)
+    async with streams.read(broker, asked.request_id):
+        await sweep(broker)
+        assert "alone_since" not in await state(broker, asked.request_id)
+        assert len(await claim(broker, token="t2")) == 1
+
+
+async def test_nothing_is_left_of_an_ended_request_but_what_expires(broker):
+    await queues.enqueue(broker, asked := request(owner="anna"))
+    (held,) = await claim(broker)
+    await broker.redis.incr(f"arq:retry:{asked.request_id}")
+    await queues.end(broker, held, FleetError("broke"))
+    left = [k.decode() for k in await broker.redis.keys(f"*{asked.request_id}*")]
+    assert sorted(left) == [f"frames:{{{asked.request_id}}}", f"request:{{{asked.request_id}}}"]
+    assert all([0 < await broker.redis.ttl(k) <= 120 for k in left])
+    assert await broker.redis.exists("live:anna", keys.running("m"), keys.queue("m")) == 0
+    assert not await queues.end(broker, held, FleetError("twice"))
+    assert await broker.redis.llen(keys.frames(asked.request_id)) == 1
+
+
+async def test_a_silent_worker_leaves_the_registry(broker):
+    assert (await registry.models(broker))[0].state == "ready"
+    await broker.redis.zadd(keys.WORKERS, {"w": 1})
+    await broker.redis.zadd(keys.serving("m"), {"w": 1})
+    await broker.redis.delete(keys.worker("w"))
+    async with broker.listener.subscribe(keys.EVENTS) as events:
+        await sweep(broker)
+        assert (await events.take(2))[0]
+    assert (await registry.models(broker))[0].state == "gone"
+
+
+async def test_a_place_is_what_stands_before(broker):
+    asked = [request() for _ in range(3)]
+    for one in asked:
+        await queues.enqueue(broker, one)
+    await claim(broker)
+    assert await queues.places(broker, [("m", a.request_id) for a in asked]) == [None, 0, 1]

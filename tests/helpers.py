@@ -1,0 +1,34 @@
+"""What several tests do."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from broker import queues
+from broker.connection import Broker
+from broker.messages import ChatRequest, Message
+from broker.queues import Claim
+
+
+def request(text: str = "hi", *, owner: str = "", keep: bool = True, model: str = "m", **more: Any) -> ChatRequest:
+    """A request with one message."""
+    return ChatRequest(model, (Message("user", text),), owner=owner, keep=keep, **more)
+
+
+async def claim(
+    broker: Broker, worker: str = "w", want: int = 1, token: str = "t", mine: tuple[str, ...] = ()
+) -> list[Claim]:
+    """What a worker gets of model `m`."""
+    return await queues.claim(broker, worker, token, want, ["m"], mine)
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 5) -> Any:
+    """The condition's first true value; it may be a coroutine function."""
+    async with asyncio.timeout(seconds):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.01)
