@@ -1,0 +1,104 @@
+import asyncio
+
+import pytest
+from helpers import claim, eventually, request
+
+from broker import keys, queues
+from broker.messages import Frame
+from workers.engine import Piece
+from workers.publisher import Outgoing, Publisher
+
+pytestmark = pytest.mark.usefixtures("card")
+
+
+@pytest.fixture
+async def publisher(broker):
+    lost: list[str] = []
+    made = Publisher(broker, lost.append)
+    made.lost = lost
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def outgoing(broker, publisher) -> Outgoing:
+    await queues.enqueue(broker, request())
+    (held,) = await claim(broker)
+    return Outgoing(publisher, held, 0, 0)
+
+
+async def frames(broker, out: Outgoing) -> list[Frame]:
+    return [Frame.decode(f) for f in await broker.redis.lrange(keys.frames(out.claim.request_id), 0, -1)]
+
+
+async def test_the_first_piece_leaves_at_once_and_later_ones_merge(broker, publisher):
+    out = await outgoing(broker, publisher)
+    out.prompt_tokens = 7
+    out.add(Piece("a", (1,)))
+    await eventually(lambda: broker.redis.llen(keys.frames(out.claim.request_id)))
+    for text in "bcd":
+        out.add(Piece(text, (ord(text),)))
+    await out.end({"reason": "stop"})
+    written = await frames(broker, out)
+    assert [f.text for f in written] == ["a", "bcd"]
+    assert [f.seq for f in written] == [0, 1]
+    assert await broker.redis.hget(keys.request(out.claim.request_id), "prompt_tokens") == b"7"
+
+
+async def test_no_time_to_merge_means_a_frame_a_token(broker, publisher):
+    publisher.merges, publisher._coalesce = False, 0
+    out = await outgoing(broker, publisher)
+    for text in "abcd":
+        out.add(Piece(text, (1,)))
+    await out.end({"reason": "stop"})
+    assert [f.text for f in await frames(broker, out)] == ["a", "b", "c", "d"]
+
+
+async def test_kinds_do_not_merge(broker, publisher):
+    out = await outgoing(broker, publisher)
+    out.add(Piece("hm", (1,), kind="reasoning"))
+    out.add(Piece("yes", (2,)))
+    await out.end({"reason": "stop"})
+    assert [(f.kind, f.text) for f in await frames(broker, out)] == [("reasoning", "hm"), ("text", "yes")]
+
+
+async def test_ids_are_logged_with_their_text(broker, publisher):
+    out = await outgoing(broker, publisher)
+    for i in (5, 70_000, 4_000_000_000):
+        out.add(Piece(str(i), (i,)))
+    await eventually(lambda: _ids(broker, out))
+
+
+async def _ids(broker, out) -> bool:
+    logged = await broker.redis.get(keys.tokens(out.claim.request_id))
+    return logged == b"".join(i.to_bytes(4, "little") for i in (5, 70_000, 4_000_000_000))
+
+
+async def test_what_redis_lost_is_sent_again(broker, publisher):
+    """Bug C: the list is shorter than what was acknowledged."""
+    publisher.merges, publisher._coalesce = False, 0
+    out = await outgoing(broker, publisher)
+    for i in range(5):
+        out.add(Piece(f"{i}", (i,)))
+    await eventually(lambda: _length(broker, out, 5))
+    await broker.redis.ltrim(keys.frames(out.claim.request_id), 0, 1)
+    out.add(Piece("5", (5,)))
+    await out.end({"reason": "stop"})
+    assert "".join(f.text for f in await frames(broker, out)) == "012345"
+    assert not publisher.lost
+
+
+async def _length(broker, out, length) -> bool:
+    return await broker.redis.llen(keys.frames(out.claim.request_id)) == length
+
+
+async def test_an_answer_that_was_stopped_is_reported_and_its_end_does_not_hang(broker, publisher):
+    out = await outgoing(broker, publisher)
+    out.add(Piece("a", (1,)))
+    await eventually(lambda: _length(broker, out, 1))
+    await queues.cancel(broker, out.claim.request_id, "")
+    out.add(Piece("b", (2,)))
+    await out.end({"reason": "stop"})
+    assert publisher.lost == [out.claim.request_id]
+    assert [f.text for f in await frames(broker, out)] == ["a", ""]
