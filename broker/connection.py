@@ -23,6 +23,7 @@ from broker.errors import RanTooLong, RedisAway, SetupError, StorageFull, Waited
 from broker.listener import Listener
 from broker.messages import pack, unpack
 from broker.scripts import Scripts
+from broker.tasks import beside
 
 logger = logging.getLogger("fleetchat.broker")
 
@@ -46,14 +47,11 @@ class Broker:
     async def open(cls, config: Config) -> AsyncIterator[Self]:
         """A broker with its subscription and its sweep running. Redis may still be away: both wait for it."""
         broker = cls(config, connect(config.redis_url))
-        sweep = asyncio.create_task(broker._sweep(), name="sweep")
         try:
-            async with broker.listener:
+            async with broker.listener.running(), beside(broker._sweep()):
                 yield broker
                 await asyncio.gather(*broker._background, return_exceptions=True)
         finally:
-            sweep.cancel()
-            await asyncio.gather(sweep, return_exceptions=True)
             await broker.redis.aclose(close_connection_pool=True)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:

@@ -27,6 +27,7 @@ from broker.connection import Broker, connect
 from broker.errors import FleetError, SetupError
 from broker.registry import ModelState
 from broker.sources import ModelSource
+from broker.tasks import stop
 
 PAUSES = (1, 2, 4, 8, 15, 30)  # seconds before the next start of a child that died
 STEADY_SECONDS = 60.0  # a child that lived this long starts again with the shortest pause
@@ -177,9 +178,7 @@ async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> 
             async with Broker.open(config) as broker:
                 yield Fleet(config, broker, models, workers, web)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await stop(*tasks)
             for child, seconds in children[:1]:
                 await child.stop(seconds)
             await asyncio.gather(*(child.stop(seconds) for child, seconds in children[1:]))

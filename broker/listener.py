@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 
 from broker import keys
 from broker.errors import RedisAway
+from broker.tasks import beside
 
 logger = logging.getLogger("fleetchat.listener")
 
@@ -73,7 +74,7 @@ class _Channel:
 
 
 class Listener:
-    """Entered with `async with`; `subscribe` gives a mailbox once Redis has confirmed."""
+    """Works while `running` is entered; `subscribe` gives a mailbox once Redis has confirmed."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis  # for the heartbeat, and for how to connect
@@ -88,17 +89,11 @@ class Listener:
         """Whether the subscription is connected and has been confirmed; a deaf one is not for longer than DEAF_SECONDS."""
         return self._connection is not None and self._channels[self._pulse_name].confirmed.is_set()
 
-    async def __aenter__(self) -> Self:
-        self._tasks = [
-            asyncio.create_task(self._read(), name="listener"),
-            asyncio.create_task(self._pulse(), name="pulse"),
-        ]
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Connected, or trying to be, while the block runs."""
+        async with beside(self._read(), self._pulse()):
+            yield self
 
     @contextlib.asynccontextmanager
     async def subscribe(self, name: str, limit: int = 1024) -> AsyncIterator[Mailbox]:

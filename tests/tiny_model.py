@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-VOCAB = 512
+VOCAB = 512  # at most: SAMPLE has merges for fewer
 CONTEXT = 512
 PAD, START, END = 0, 1, 2
 CHAT_TEMPLATE = (

@@ -33,7 +33,7 @@ def create_app(config: Config) -> web.Application:
     app[TEMPLATES].globals["static"] = app[STATICS].prefix
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
-        async with Broker.open(config) as broker, Live(broker) as live:
+        async with Broker.open(config) as broker, Live(broker).running() as live:
             app[BROKER], app[LIVE], app[SESSIONS] = broker, live, Sessions(broker)
             yield
 

@@ -7,7 +7,7 @@ that has not taken the last news yet gets the next one in its place, so a slow o
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Protocol, Self
 
 from aiohttp import web
@@ -17,6 +17,7 @@ from broker.connection import Broker
 from broker.errors import FleetError
 from broker.messages import pack
 from broker.registry import ModelState
+from broker.tasks import beside
 
 logger = logging.getLogger("fleetchat.live")
 
@@ -32,7 +33,7 @@ class Viewer(Protocol):
 
 
 class Live:
-    """Entered by the app for as long as it runs."""
+    """The app's, `running` for as long as it does."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -42,14 +43,11 @@ class Live:
         self._models: list[ModelState] = []
         self._news = b""
 
-    async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._look(), name="look"), asyncio.create_task(self._hear(), name="hear")]
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Looking and listening while the block runs."""
+        async with beside(self._look(), self._hear()):
+            yield self
 
     async def models(self) -> list[ModelState]:
         """All models, as they are now."""

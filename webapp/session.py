@@ -24,21 +24,13 @@ class Sessions:
         self._secret = b""
 
     async def owner(self, request: web.Request) -> str:
-        """The owner of this request. A new visitor's is kept on the request, for `remember`."""
-        if known := request.get("owner"):
-            return str(known)
-        secret = await self._get_secret()
-        owner, _, signature = request.cookies.get(self._name(secret), "").partition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign(secret, owner).encode()):
-            owner = secrets.token_hex(12)
-            request["new_owner"] = True
-        request["owner"] = owner
-        return owner
+        """The owner of this request; somebody new gets an id that owns nothing."""
+        return (await self._read(request))[0]
 
     async def remember(self, request: web.Request, response: web.StreamResponse) -> str:
-        """The owner; a new one gets the cookie with this response."""
-        owner = await self.owner(request)
-        if request.get("new_owner"):
+        """The owner; somebody new gets the cookie with this response."""
+        owner, known = await self._read(request)
+        if not known:
             secret = await self._get_secret()
             response.set_cookie(
                 self._name(secret),
@@ -49,6 +41,13 @@ class Sessions:
                 secure=request.secure or f"https://{request.host}" in self._broker.config.origins,
             )
         return owner
+
+    async def _read(self, request: web.Request) -> tuple[str, bool]:
+        secret = await self._get_secret()
+        owner, _, signature = request.cookies.get(self._name(secret), "").partition(".")
+        if hmac.compare_digest(signature.encode(), self._sign(secret, owner).encode()):
+            return owner, True
+        return secrets.token_hex(12), False
 
     async def _get_secret(self) -> bytes:
         if not self._secret:

@@ -18,6 +18,7 @@ from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, Overloaded
 from broker.messages import pack, unpack
 from broker.streams import Reader
+from broker.tasks import beside, stop
 from webapp import chat
 from webapp.live import LIVE, Live
 from webapp.middleware import check_origin
@@ -97,10 +98,7 @@ class Socket:
 
     async def close(self) -> None:
         """Stop everything that was started for this socket."""
-        tasks = [*self._tasks, *([self._teller] if self._teller else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(*self._tasks, *([self._teller] if self._teller else []))
 
 
 async def websocket(request: web.Request) -> web.WebSocketResponse:
@@ -116,8 +114,7 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     socket = Socket(ws, broker, live, owner)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(socket.close)
-        events = asyncio.create_task(socket.events())
-        stack.callback(events.cancel)
+        await stack.enter_async_context(beside(socket.events()))
         stack.enter_context(live.viewing(socket))
         await _receive(ws, socket)
     return ws

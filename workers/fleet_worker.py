@@ -21,6 +21,7 @@ from broker import queues
 from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, SetupError
 from broker.queues import Claim
+from broker.tasks import stop
 from workers import lifecycle
 
 logger = logging.getLogger("fleetchat.worker")
@@ -165,9 +166,7 @@ class FleetWorker(Worker):
         if self.tasks:
             await asyncio.wait(self.tasks.values(), timeout=grace)
         running = list(self.tasks.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await stop(*running, again=3)  # handing over takes a moment that a second cancellation would cut off
         logger.info("drained, %d answers handed over", len(running))
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ from broker import keys, queues, registry
 from broker.connection import HEARTBEAT_SECONDS, Broker
 from broker.errors import ModelUnusable
 from broker.messages import ModelCard, unpack
+from broker.tasks import beside
 from workers.cards import describe, resolve
 from workers.engine import Engine, EngineOptions, open_engine
 from workers.publisher import Publisher
@@ -98,7 +99,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         broker = await stack.enter_async_context(Broker.open(config))
         presence = Presence(broker, worker, describe(model))
         stack.push_async_callback(presence.leave)
-        await _beside(stack, presence.beat_for_ever())
+        await stack.enter_async_context(beside(presence.beat_for_ever()))
         logger.info("%s loads %s", presence.worker_id, model)
 
         def progress(percent: int) -> None:
@@ -126,11 +127,15 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             "claims": worker.claims,
             "worker_id": presence.worker_id,
         }
-        await _beside(stack, presence.publisher.run())
-        await _beside(stack, _hear_orders(broker, worker, presence.worker_id))
-        await _beside(stack, _hear_wakes(broker, worker, model.name))
-        await _beside(stack, _keep_leases(broker, worker))
-        await _beside(stack, _leave_when_draining(worker, presence))
+        await stack.enter_async_context(
+            beside(
+                presence.publisher.run(),
+                _hear_orders(broker, worker, presence.worker_id),
+                _hear_wakes(broker, worker, model.name),
+                _keep_leases(broker, worker),
+                _leave_when_draining(worker, presence),
+            )
+        )
         await presence.beat()
         worker.models = [model.name]
         logger.info(
@@ -138,16 +143,6 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         )
         async with _watching(worker, engine):
             yield broker
-
-
-async def _beside(stack: AsyncExitStack, work: Any) -> None:
-    task = asyncio.create_task(work)
-
-    async def stop() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(stop)
 
 
 async def _unless_stopped(worker: "FleetWorker", loading: Any) -> Engine | None:
@@ -216,13 +211,10 @@ async def _watching(worker: "FleetWorker", engine: Engine) -> AsyncIterator[None
                 block.cancel()
                 return
 
-    watcher = asyncio.create_task(watch())
     try:
-        yield
+        async with beside(watch()):
+            yield
     except asyncio.CancelledError:
         if why:
             raise EngineStopped(why) from None
         raise
-    finally:
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)

@@ -89,4 +89,8 @@ async def test_the_queue_full_error_reaches_the_caller_and_unsubscribes(broker, 
     asked = request()
     with pytest.raises(Exception, match="wait for this model"):
         await chat.answer(broker, asked)
-    assert (await broker.redis.pubsub_numsub(keys.stream(asked.request_id)))[0][1] == 0
+    await eventually(lambda: _unheard(broker, asked.request_id))
+
+
+async def _unheard(broker, request_id) -> bool:
+    return (await broker.redis.pubsub_numsub(keys.stream(request_id)))[0][1] == 0

@@ -1,0 +1,29 @@
+"""Tasks that run beside something, and end with it: whoever starts a task stops it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+async def stop(*tasks: asyncio.Task[Any], again: float = 0.2) -> None:
+    """Cancel tasks and return when they have ended, with whatever result.
+
+    One cancellation is not enough: redis-py can swallow it while it connects (seen with 5.3), and the task goes on. So
+    it is repeated every `again` seconds.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=again)
+
+
+@asynccontextmanager
+async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run each coroutine as a task while the block runs."""
+    tasks = [asyncio.create_task(one, name=one.__qualname__) for one in work]
+    try:
+        yield
+    finally:
+        await stop(*tasks)

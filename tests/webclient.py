@@ -1,0 +1,53 @@
+"""What a page does with its websocket, in Python."""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import aiohttp
+import msgpack
+
+from broker.messages import pack
+
+
+class Page:
+    """Sends maps, and gives those that come back one by one; models and events only when asked for."""
+
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        self.ws = ws
+        self._maps: deque[dict[str, Any]] = deque()
+
+    async def send(self, **message: Any) -> None:
+        await self.ws.send_bytes(pack(message))
+
+    async def next(self, kind: str | None = None) -> dict[str, Any]:
+        """The next map of a type; `frame` for what has none; None skips only models, events and places."""
+        async with asyncio.timeout(8):
+            while True:
+                while self._maps:
+                    one = self._maps.popleft()
+                    found = one.get("type", "frame")
+                    if found == kind or (kind is None and found not in ("models", "event", "place", "state")):
+                        return one
+                received = await self.ws.receive()
+                assert received.type is aiohttp.WSMsgType.BINARY, received
+                unpacker = msgpack.Unpacker()
+                unpacker.feed(received.data)
+                self._maps.extend(unpacker)
+
+    async def answer(self) -> tuple[str, dict[str, Any]]:
+        """All text of the answer whose frames come next, and its end; their numbers must be without a gap."""
+        text, seq = "", None
+        while True:
+            frame = await self.next("frame")
+            assert seq is None or frame["seq"] == seq + 1
+            seq, text = frame["seq"], text + frame["text"]
+            if "end" in frame:
+                return text, frame["end"]
+
+    async def closed(self) -> int | None:
+        """The code with which the server closes."""
+        while True:
+            message = await self.ws.receive(5)
+            if message.type is not aiohttp.WSMsgType.BINARY:
+                return self.ws.close_code
