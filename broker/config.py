@@ -33,7 +33,7 @@ class Config:
         "redis://127.0.0.1:6379/0",
         "the fleet's Redis or Valkey; `redis://`, `rediss://`, `unix://` or `sentinel://host:port,host:port/NAME`",
     )
-    data: Path = _setting("FLEETCHAT_DATA", None, "folder of `fleetchat up` (`~/.local/share/fleetchat`)")
+    data: Path = _setting("FLEETCHAT_DATA", None, "folder of `fleetchat up`: conversations and logs")
     host: str = _setting("FLEETCHAT_HOST", "127.0.0.1", "address the web app listens on")
     port: int = _setting("FLEETCHAT_PORT", 8080, "port the web app listens on", at_least=0)
     origins: tuple[str, ...] = _setting(

@@ -1,0 +1,112 @@
+"""The users of docker/users.acl on a real server: what each may do is enough, and no more."""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestServer
+from fleet_process import worker as worker_process
+from helpers import eventually, request
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+from webclient import Page
+
+from broker import chat, keys, registry
+from broker.connection import Broker
+from webapp.app import create_app
+
+DOCKER = Path(__file__).parents[1] / "docker"
+
+
+@pytest.fixture
+async def users(broker: Broker) -> AsyncIterator[dict[str, str]]:
+    """The URL of each user; the server's own default user stays, for the other tests."""
+    address = broker.config.redis_url.removeprefix("redis://")
+    lines = (DOCKER / "users.acl").read_text().splitlines()
+    made = {}
+    for line in lines:
+        _, name, *rules = line.split()
+        if name != "default":
+            await broker.redis.execute_command(
+                "ACL", "SETUSER", name, "reset", *(re.sub(r"\$\{\w+\}", "pw", r) for r in rules)
+            )
+            made[name] = f"redis://{name}:pw@{address}"
+    yield made
+    await broker.redis.execute_command("ACL", "DELUSER", *made)
+
+
+async def test_the_default_user_is_off():
+    assert (DOCKER / "users.acl").read_text().splitlines()[0] == "user default off"
+
+
+@pytest.mark.timeout(30)
+async def test_a_worker_and_a_web_app_need_no_more_than_their_users_may(broker, users, config, tmp_path):
+    site = TestServer(create_app(replace(config, redis_url=users["web"])))
+    await site.start_server()
+    import aiohttp
+
+    try:
+        with worker_process(users["worker"], tmp_path, run_seconds=1) as process:
+            async with aiohttp.ClientSession(site.make_url("/"), cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+                async with browser.get("/"), browser.ws_connect("/ws") as ws:
+                    page = Page(ws)
+                    await eventually(lambda: _ready(broker), 20)
+                    await page.send(type="ask", model="echo", text="hello")
+                    accepted = await page.next()
+                    answer = await page.answer()
+                    assert answer[0] == "hello", (answer, await broker.redis.execute_command("ACL", "LOG"))
+                    await page.send(type="ask", model="echo", text="/echo 100 20ms")
+                    stopped = await page.next()
+                    await page.send(type="stop", request_id=stopped["request_id"])
+                    assert (await page.answer())[1]["reason"] == "cancelled"
+                    async with browser.delete(f"/conversations/{accepted['conversation']}") as response:
+                        assert response.status == 204
+                    async with browser.get("/conversations") as response:
+                        assert len((await response.json())["conversations"]) == 1
+            process.terminate()
+            assert process.wait(5) == 0
+    finally:
+        await site.close()
+    log = await broker.redis.execute_command("ACL", "LOG")
+    assert log == [], "somebody was refused something"
+
+
+async def _ready(broker: Broker) -> bool:
+    return [m.state for m in await registry.models(broker)] == ["ready"]
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("worker", ("GET", keys.SECRET)),
+        ("worker", ("HGETALL", keys.messages("x"))),
+        ("worker", ("XADD", "votes", "*", "a", "b")),
+        ("worker", ("ZRANGE", keys.conversations("x"), "0", "-1")),
+        ("web", ("HSET", "models", "m", "x")),
+        ("web", ("HSET", keys.worker("w"), "state", "ready")),
+        ("web", ("APPEND", keys.tokens("x"), "1")),
+        *((user, command) for user in ("web", "worker") for command in (("KEYS", "*"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("EVAL", "return 1", "0"), ("ACL", "LIST"), ("PUBLISH", "elsewhere", "x"), ("GET", "elsewhere"))),
+    ],
+)  # fmt: skip
+async def test_what_a_user_has_no_business_with_is_refused(broker, users, user, command):
+    async with Redis.from_url(users[user]) as redis:
+        with pytest.raises(NoPermissionError):
+            await redis.execute_command(*command)
+    await broker.redis.execute_command("ACL", "LOG", "RESET")
+
+
+async def test_a_script_does_not_get_round_the_users_keys(broker, users):
+    async with Redis.from_url(users["worker"]) as redis:
+        sha = await redis.script_load("return redis.call('GET', 'secret')")
+        with pytest.raises(Exception, match=r"ACL|permission"):
+            await redis.evalsha(sha, 0)
+    await broker.redis.execute_command("ACL", "LOG", "RESET")
+
+
+async def test_a_command_line_user_can_ask(broker, users, worker_in):
+    async with worker_in():
+        config = replace(broker.config, redis_url=users["web"])
+        async with Broker.open(config) as opened:
+            assert (await chat.answer(opened, request("hello", model="echo", keep=False))).text == "hello"
