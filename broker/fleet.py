@@ -171,6 +171,8 @@ async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> 
                 await server_up(server)
             (config.data / "redis.url").write_text(config.redis_url)  # for `fleetchat status` on this machine
             env = os.environ | config.to_env()
+            # Torch takes every core for itself; several workers that all do so slow each other down many times.
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(models))))
             web = Child("The web app", [sys.executable, "-m", "webapp"], env, logs / "web.log", tell)
             workers = [_worker(model, config, env, logs, tell) for model in models]
             children = [(web, WEB_SECONDS), *((worker, WORKER_SECONDS) for worker in workers)]

@@ -42,7 +42,16 @@ class Engine(Protocol):
     device: str
     dtype: str
     resumable: bool  # can go on from `said`
-    steps: int  # a counter that moves while there is work: one that stands still shows a hung engine
+
+    @property
+    def steps(self) -> int:
+        """A counter that moves while there is work: one that stands still shows a hung engine."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """False once it can answer nothing any more: the worker has to end."""
+        ...
 
     def generate(
         self, request_id: str, messages: Sequence[Message], sampling: Sampling, said: Sequence[int] = ()

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
+from transformers.generation.continuous_batching.cache_allocators import FULL_ATTENTION
 from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
     ContinuousBatchingManager,
@@ -23,7 +25,10 @@ from transformers.generation.continuous_batching.continuous_api import (
 )
 from transformers.generation.continuous_batching.model_runner import ModelRunner, infer_max_single_request_tokens
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState, RequestStatus
+from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
+from transformers.generation.continuous_batching.utils import logger as stock
 
+from workers.engine import attention
 from workers.engine.model import Loaded, free_bytes
 from workers.engine.sampling import Draw, pick
 
@@ -53,7 +58,6 @@ class Step:
 
     stream: Stream
     token: int | None = None
-    last: bool = False  # an end token, or the limit: the stream is over
     error: str | None = None  # the stream is over, and why
 
 
@@ -81,6 +85,7 @@ class Batcher(ContinuousBatchingManager):
         self._end_ids = sorted(loaded.end_ids)
         self._failures = 0
         self.steps = 0
+        stock.setLevel(logging.WARNING)  # it has a handler and a format of its own
         config = ContinuousBatchingConfig(
             page_size=PAGE,
             num_blocks=_pages(loaded, slots, cache_mb),
@@ -91,14 +96,16 @@ class Batcher(ContinuousBatchingManager):
             use_cuda_graph=False,
             use_async_batching=False,  # a step needs the last token on the host
         )
-        super().__init__(loaded.model, GenerationConfig(do_sample=False), config)
+        model: Any = loaded.model
+        super().__init__(model, GenerationConfig(do_sample=False), config)  # type: ignore[no-untyped-call]
         self.output_router = _Router(self._streams, deliver)
         self.batch_processor = self._create_batch_processor()
+        self._try_out()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self.is_running()
+        """Whether the thread runs and takes streams."""
+        return self.is_running() and self.background_thread_status.can_accept_new_requests() is None
 
     @property
     def cache_bytes(self) -> int:
@@ -125,17 +132,20 @@ class Batcher(ContinuousBatchingManager):
     def start(self) -> None:
         """Start the thread."""
         self.background_thread_status.clear()
-        self._generation_thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._generation_thread.start()
+        thread: Any = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._generation_thread = thread
+        thread.start()
 
     def join_stream(self, stream: Stream) -> bool:
         """Take a stream in with the next step; False when the thread has ended."""
-        stream.id = str(next(self._numbers))
+        if not self.alive:
+            return False
+        stream.id = str(next(self._numbers))  # the same request may come back while its first try is let go of
         self._streams[stream.id] = stream
         taken = self.add_request(
             stream.prompt, request_id=stream.id, max_new_tokens=stream.limit, eos_token_id=self._end_ids
         )
-        if taken is None or not self.alive:
+        if taken is None or not self.alive:  # it ended meanwhile
             self._streams.pop(stream.id, None)
             return False
         return True
@@ -168,6 +178,22 @@ class Batcher(ContinuousBatchingManager):
             self._streams.clear()
             self._deliver([Step(stream, error=DEAD) for stream in left])
 
+    def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
+        """Our attention where it is at home, else what the stock manager takes."""
+        layers = group_layers_by_attn_type(model.config.get_text_config())
+        if model.device.type == "cpu" and set(layers) == {FULL_ATTENTION}:
+            model.set_attn_implementation(attention.NAME)
+        else:
+            super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
+
+    def _try_out(self) -> None:
+        """A prompt step and a decode step, so that a model that cannot run is found now; raises what they raise."""
+        self.add_request([0, 0], request_id="try", max_new_tokens=2)
+        for _ in range(2):
+            self._processor.prepare_next_batch()
+            self._generation_step()
+            self._processor.update_batch()
+
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor = super()._create_batch_processor()
         if not isinstance(processor.model_runner, _Runner):
@@ -195,14 +221,13 @@ class Batcher(ContinuousBatchingManager):
         return True
 
     def _step(self, processor: ContinuousBatchProcessor) -> None:
-        futures = list(processor.inputs_and_outputs.requests_in_batch)
         try:
             self._generation_step()
-            tokens = processor.inputs_and_outputs.prepare_batch_update()[1]
+            futures, tokens, _ = processor.inputs_and_outputs.prepare_batch_update()
             processor.update_batch()
         except Exception as error:
             self._survive(error)
-            processor.handle_batch_error(error)
+            processor.handle_batch_error(error)  # type: ignore[no-untyped-call]
             return
         self._failures = 0
         self.steps += 1
@@ -218,13 +243,12 @@ class Batcher(ContinuousBatchingManager):
         if token < 0:
             processor.cache.free_blocks(stream.id, no_cache=True)
             processor.scheduler.finish_request(stream.id)
-            del self._streams[stream.id]
+            self._streams.pop(stream.id, None)
             return Step(stream, error="the model's logits are not finite")
         stream.position += 1
-        last = state.status == RequestStatus.FINISHED
-        if last:
+        if state.status == RequestStatus.FINISHED:  # an end token, or the limit
             self._streams.pop(stream.id, None)
-        return Step(stream, token, last)
+        return Step(stream, token)
 
     def _survive(self, error: Exception) -> None:
         """Notes a failed step; passes the error on, which ends the thread, when too many fail in a row."""
@@ -248,10 +272,20 @@ class _Runner(ModelRunner):
             return_logprobs=False,
         )
         self._streams = streams
+        self._batch: Any = processor.inputs_and_outputs  # the synchronous kind
+
+    def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
+        """One forward pass and the picks, with our attention's plan where that is in use."""
+        config: Any = model.config
+        if config._attn_implementation == attention.NAME:
+            requests = self._batch.requests_in_batch
+            lengths = [(f.state.position_offset - f.query_length, f.query_length) for f in requests]
+            batch_data["plan"] = attention.plan(lengths, batch_data["read_index"][0])
+        super().compute_batch(model, batch_data)
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """Fill output_ids[0, :rows]; scores is (1, rows and a tail, vocab), a row per request with a new token."""
-        draws = [self._draw(f.state) for f in self.inputs_and_outputs.requests_in_batch if f.has_new_token]
+        draws = [self._draw(f.state) for f in self._batch.requests_in_batch if f.has_new_token]
         if draws:
             output_ids[0, : len(draws)].copy_(pick(scores[0, : len(draws)], draws))
 
@@ -281,9 +315,8 @@ class _Router(OutputRouter):
 def _pages(loaded: Loaded, slots: int, cache_mb: int) -> int:
     """Pages in the cache; at least enough for every slot to have one and for one request to be of some use."""
     config: Any = loaded.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    page_bytes = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize * PAGE
+    token_bytes = 2 * find_num_key_value_heads(config) * find_head_dim(config) * loaded.dtype.itemsize
+    page_bytes: int = config.num_hidden_layers * token_bytes * PAGE
     if cache_mb:
         return max(1, cache_mb * 2**20 // page_bytes)
     useful = slots * -(-loaded.context // PAGE)

@@ -22,8 +22,9 @@ class Prompter:
     """Renders and encodes conversations for one model."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Looks at the tokenizer's control tokens once; keeps it."""
         self._tokenizer: Any = tokenizer
-        added = tokenizer.added_tokens_decoder
+        added = self._tokenizer.added_tokens_decoder
         self._control = {token.content: i for i, token in added.items() if token.special and token.content}
         longest_first = sorted(self._control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -74,7 +75,7 @@ class Prompter:
             return stand_in
 
         text = self.render([turn | {"content": self._pattern.sub(hide, turn["content"])} for turn in turns])
-        back = re.compile("|".join(map(re.escape, stand_ins)))
+        back = re.compile(f"\ue000{nonce}\\d+\ue001")
         ids: list[int] = []
         end = 0
         for match in self._cut.finditer(text):

@@ -1,0 +1,40 @@
+"""One tiny model for all tests, and engines on it that are closed again."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_model import build
+from workers.engine import EngineOptions
+from workers.engine.torch_engine import TorchEngine, open_engine
+
+Open = Callable[..., Awaitable[TorchEngine]]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model."""
+    return build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+async def opened(folder: Path) -> AsyncIterator[Open]:
+    """Opens engines; what it opened is closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def open_(source: Path = folder, **options: Any) -> TorchEngine:
+            told = {"slots": 8, "device": "cpu", "cache_mb": 4} | options
+            engine = await open_engine(EngineOptions(str(source), **told), lambda percent: None)
+            stack.push_async_callback(engine.close)
+            return engine
+
+        yield open_
+
+
+@pytest.fixture
+async def engine(opened: Open) -> TorchEngine:
+    """An engine with eight slots."""
+    return await opened()
