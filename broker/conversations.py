@@ -68,8 +68,9 @@ def user_message(text: str, parent: str, created: int) -> bytes:
 
 
 def title_of(text: str) -> str:
-    """The first words of a message."""
+    """The first words of a message, without the marks of Markdown before them."""
     line = " ".join(text.split())
+    line = line.lstrip("#>*-` ") or line
     if len(line) <= TITLE_CHARACTERS:
         return line
     cut = line[:TITLE_CHARACTERS]

@@ -68,7 +68,7 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
         )  # fmt: skip
     match status:
         case -1:
-            raise QueueFull(retry_after=await _retry_after(broker, request.model, details[0], float(details[1])))
+            raise QueueFull(retry_after=await _retry_after(broker, request.model, float(details[0])))
         case -2:
             raise ShareUsed(
                 f"You have {details[0]} answers under way, which is all that one user may have. "
@@ -79,12 +79,13 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
             raise NoSuchConversation
         case -4:
             raise Conflict
-    return int(details[0])
+    before: int = details[0]
+    return before
 
 
-async def _retry_after(broker: Broker, model: str, backlog: int, mean_seconds: float) -> int:
-    """Seconds until a place should be free, as measured: 1 to 60."""
-    running = await broker.redis.zcard(keys.running(model))
+async def _retry_after(broker: Broker, model: str, mean_seconds: float) -> int:
+    """Seconds until the queue should move on by one, as measured: 1 to 60."""
+    running: int = await broker.redis.zcard(keys.running(model))
     return max(1, min(60, math.ceil(mean_seconds / max(1, running))))
 
 

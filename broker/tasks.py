@@ -22,7 +22,7 @@ async def stop(*tasks: asyncio.Task[Any], again: float = 0.2) -> None:
 @asynccontextmanager
 async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run each coroutine as a task while the block runs."""
-    tasks = [asyncio.create_task(one, name=one.__qualname__) for one in work]
+    tasks = [asyncio.create_task(one, name=getattr(one, "__qualname__", None)) for one in work]
     try:
         yield
     finally:

@@ -5,7 +5,6 @@ hands the frames to the socket as they were published. Everything else a page ne
 """
 
 from collections.abc import AsyncIterator
-from weakref import WeakSet
 
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,7 +15,7 @@ from webapp import chat, health, pages, sockets, statics
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
-from webapp.sockets import OPEN
+from webapp.sockets import OPEN, OpenSockets
 from webapp.state import BROKER, TEMPLATES
 from webapp.statics import STATICS
 
@@ -26,7 +25,7 @@ BODY_BYTES = 65_536
 def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app[STATICS], app[OPEN] = statics.load(), WeakSet()
+    app[STATICS], app[OPEN] = statics.load(), OpenSockets()
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -38,7 +38,7 @@ class Live:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._viewers: set[Viewer] = set()
-        self._waiting: dict[str, tuple[str, Viewer, int | None]] = {}  # request id -> model, viewer, place last told
+        self._waiting: dict[tuple[Viewer, str], tuple[str, int | None]] = {}  # viewer and request -> model, place told
         self._look_now = asyncio.Event()
         self._models: list[ModelState] = []
         self._news = b""
@@ -70,11 +70,11 @@ class Live:
     @contextlib.contextmanager
     def placing(self, viewer: Viewer, model: str, request_id: str, place: int | None = None) -> Iterator[None]:
         """Tell it the place of a request for as long as it waits, also when it has to wait again."""
-        self._waiting[request_id] = (model, viewer, place)
+        self._waiting[viewer, request_id] = (model, place)
         try:
             yield
         finally:
-            self._waiting.pop(request_id, None)
+            self._waiting.pop((viewer, request_id), None)
 
     async def _hear(self) -> None:
         async with self._broker.listener.subscribe(keys.EVENTS, limit=1) as mailbox:
@@ -113,11 +113,11 @@ class Live:
         waiting = list(self._waiting.items())
         if not waiting:
             return
-        ranks = await queues.places(self._broker, [(model, request_id) for request_id, (model, _, _) in waiting])
-        for (request_id, (model, viewer, told)), rank in zip(waiting, ranks, strict=True):
-            if rank == told or request_id not in self._waiting:
+        ranks = await queues.places(self._broker, [(model, request_id) for (_, request_id), (model, _) in waiting])
+        for ((viewer, request_id), (model, told)), rank in zip(waiting, ranks, strict=True):
+            if rank == told or (viewer, request_id) not in self._waiting:
                 continue
-            self._waiting[request_id] = (model, viewer, rank)
+            self._waiting[viewer, request_id] = (model, rank)
             state = {"type": "state", "request_id": request_id, "state": "running"}
             place = {"type": "place", "request_id": request_id, "place": rank}
             viewer.tell(pack(state if rank is None else place), f"place {request_id}")

@@ -11,6 +11,7 @@ async def chat(request: web.Request) -> web.Response:
     """The chat page; which conversation it shows, its script reads from the address."""
     page = request.app[TEMPLATES].get_template("chat.html").render(title="FleetChat")
     response = web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
+    response.enable_compression()
     await request.app[SESSIONS].remember(request, response)
     return response
 

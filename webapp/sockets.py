@@ -30,7 +30,13 @@ logger = logging.getLogger("fleetchat.socket")
 
 STREAMS = 64  # that one socket may follow at once
 HEARTBEAT_SECONDS = 20.0
-OPEN: web.AppKey["WeakSet[web.WebSocketResponse]"] = web.AppKey("open_sockets", WeakSet)
+
+
+class OpenSockets(WeakSet[web.WebSocketResponse]):
+    """What has to be closed when the app stops."""
+
+
+OPEN = web.AppKey("open_sockets", OpenSockets)
 
 
 class Socket:
@@ -145,6 +151,6 @@ def _as_event(encoded: bytes) -> bytes:
 
 async def close_all(app: web.Application) -> None:
     """On shutdown: tell every page to come back later, and perhaps elsewhere."""
-    await asyncio.gather(
-        *(ws.close(code=WSCloseCode.GOING_AWAY, message=b"restart") for ws in set(app[OPEN])), return_exceptions=True
-    )
+    sockets: OpenSockets = app[OPEN]
+    closings = [ws.close(code=WSCloseCode.GOING_AWAY, message=b"restart") for ws in sockets]
+    await asyncio.gather(*closings, return_exceptions=True)

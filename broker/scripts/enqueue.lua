@@ -1,7 +1,7 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
 -- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
 --       conversation, title, parent of the answer, user message id, user message (the last five '' when not kept)
--- Returns {0, place} or {-1, backlog, mean seconds} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
+-- Returns {0, place} or {-1, mean seconds of an answer} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
 local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local behind, conversation, title, parent = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
@@ -10,7 +10,7 @@ local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
 
 if redis.call('EXISTS', K.request(id)) == 1 then return {0, redis.call('ZRANK', queue, id) or 0} end
 local backlog = redis.call('ZCARD', queue)
-if backlog >= queue_limit then return {-1, backlog, redis.call('HGET', K.pace(model), 'seconds') or '1'} end
+if backlog >= queue_limit then return {-1, redis.call('HGET', K.pace(model), 'seconds') or '1'} end
 if owner ~= '' and user_limit > 0 then
   local live = redis.call('SCARD', K.live(owner))
   if live >= user_limit then return {-2, live} end
