@@ -60,7 +60,9 @@ def worker_in(broker: Broker, config: Config) -> WorkerIn:
     async def start(**changes: Any) -> AsyncIterator[Any]:
         settings = make_settings(replace(config, **({"model": "echo", "drain_seconds": 0.2} | changes)))
         worker = arq.worker.create_worker(settings, handle_signals=False)
+        worker.serving_ended = None  # the exception that ended it before its time
         task = asyncio.create_task(worker.main())
+        task.add_done_callback(lambda t: setattr(worker, "serving_ended", t.exception()))
         try:
             await eventually(lambda: task.done() or worker.models, 20)
             if task.done():
