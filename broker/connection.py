@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, OutOfMemoryError, RedisError, ResponseError, TimeoutError
 
 from broker.config import Config
 from broker.errors import RanTooLong, RedisAway, SetupError, StorageFull, WaitedTooLong, WorkerLost
@@ -85,6 +86,28 @@ class Broker:
         return self.config.lease_seconds
 
 
+@dataclass(frozen=True, slots=True)
+class SentinelAddress:
+    """`sentinel://[user:password@]host:port,host:port/NAME`: the sentinels, and the primary that they watch."""
+
+    hosts: list[tuple[str, int]]
+    name: str
+    username: str | None
+    password: str | None
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Raises ValueError if a port is missing or no number."""
+        address = urlsplit(url)
+        hosts = [host.rpartition(":") for host in address.netloc.rpartition("@")[2].split(",")]
+        return cls(
+            [(name, int(port)) for name, _, port in hosts],
+            address.path.strip("/") or "mymaster",
+            address.username,
+            address.password,
+        )
+
+
 def connect(url: str) -> ArqRedis:
     """A client for `redis://`, `rediss://`, `unix://` or `sentinel://[user:password@]host:port,host:port/NAME`.
 
@@ -101,12 +124,10 @@ def connect(url: str) -> ArqRedis:
     }
     try:
         if url.startswith("sentinel://"):
-            address = urlsplit(url)
-            hosts = address.netloc.rpartition("@")[2].split(",")
-            sentinels = [(host.rpartition(":")[0], int(host.rpartition(":")[2])) for host in hosts]
-            login = {"username": address.username, "password": address.password}
-            sentinel = Sentinel(sentinels, **options, **{k: v for k, v in login.items() if v})
-            client: ArqRedis = sentinel.master_for(address.path.strip("/") or "mymaster", redis_class=ArqRedis)
+            at = SentinelAddress.parse(url)
+            login = {"username": at.username, "password": at.password}
+            sentinel = Sentinel(at.hosts, **options, **{k: v for k, v in login.items() if v})
+            client: ArqRedis = sentinel.master_for(at.name, redis_class=ArqRedis)
             client.job_serializer, client.job_deserializer = pack, unpack
             return client
         if url.startswith("unix://"):
@@ -123,7 +144,7 @@ async def redis_errors() -> AsyncIterator[None]:
     try:
         yield
     except ResponseError as error:
-        if str(error).startswith(("OOM", "MISCONF")) or "OOM" in str(error)[:80]:
+        if isinstance(error, OutOfMemoryError) or str(error).startswith("MISCONF"):  # memory, or the disk under the AOF
             raise StorageFull from error
         raise
     except (ConnectionError, TimeoutError, OSError) as error:

@@ -8,13 +8,13 @@ arq's signature (without it arq would drop all settings). arq is pinned to 0.28 
 import inspect
 import sys
 from typing import Any
-from urllib.parse import urlsplit
 
 import arq.worker
 from arq.connections import RedisSettings
 
 from broker import keys, logs, sources
 from broker.config import Config
+from broker.connection import SentinelAddress
 from broker.errors import SetupError
 from broker.messages import pack, unpack
 from workers.chat import chat
@@ -57,12 +57,7 @@ STOCK_SIGNATURE = inspect.signature(arq.worker.Worker)
 def _redis_settings(url: str) -> RedisSettings:
     if not url.startswith("sentinel://"):
         return RedisSettings.from_dsn(url)
-    address = urlsplit(url)
-    hosts = [host.rpartition(":") for host in address.netloc.rpartition("@")[2].split(",")]
+    at = SentinelAddress.parse(url)
     return RedisSettings(
-        host=[(name, int(port)) for name, _, port in hosts],
-        sentinel=True,
-        sentinel_master=address.path.strip("/") or "mymaster",
-        username=address.username,
-        password=address.password,
+        host=at.hosts, sentinel=True, sentinel_master=at.name, username=at.username, password=at.password
     )

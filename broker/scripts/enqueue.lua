@@ -16,13 +16,21 @@ if owner ~= '' and user_limit > 0 then
   if live >= user_limit then return {-2, live} end
 end
 
+local known
 if conversation ~= '' then
   local c = redis.call('HMGET', K.conversation(conversation), 'owner', 'request')
   if c[1] and c[1] ~= owner then return {-3} end
-  if c[2] and redis.call('HGET', K.request(c[2]), 'state') then
-    if redis.call('HGET', K.request(c[2]), 'state') ~= 'ended' then return {-4} end
-  end
-  if not c[1] then
+  local state = c[2] and redis.call('HGET', K.request(c[2]), 'state')
+  if state and state ~= 'ended' then return {-4} end
+  known = c[1]
+end
+
+-- The first write of a script is the one that a full server refuses, so it has to be one that takes memory.
+local ttl = wait_ms + run_ms + AFTER_MS
+redis.call('SET', K.prompt(id), prompt, 'PX', ttl)
+
+if conversation ~= '' then
+  if not known then
     redis.call('HSET', K.conversation(conversation), 'owner', owner, 'title', title, 'created', at)
   end
   if message_id ~= '' then redis.call('HSET', K.messages(conversation), message_id, message) end
@@ -45,12 +53,10 @@ end
 redis.call('PEXPIRE', turns, 86400000)
 local score = string.format('%.9f', start + behind + arrival / 16777216)
 
-local ttl = wait_ms + run_ms + AFTER_MS
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,
   'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
   'conversation', conversation, 'parent', parent)
 redis.call('PEXPIRE', K.request(id), ttl)
-redis.call('SET', K.prompt(id), prompt, 'PX', ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)
 redis.call('ZADD', queue, score, id)
 if owner ~= '' then
