@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import eventually
 
 from broker import embedded, registry
 from broker.config import Config
 from broker.connection import Broker
 from broker.messages import ModelCard
+from helpers import eventually
 
 
 @pytest.fixture(scope="session")

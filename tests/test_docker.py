@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestServer
-from fleet_process import worker as worker_process
-from helpers import eventually, request
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
-from webclient import Page
 
 from broker import chat, keys, registry
 from broker.connection import Broker
+from fleet_process import worker as worker_process
+from helpers import eventually, request
 from webapp.app import create_app
+from webclient import Page
 
 DOCKER = Path(__file__).parents[1] / "docker"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from helpers import request
 from typer.main import get_command
 
 from broker import chat
 from broker.cli import app as cli
 from broker.config import Config, data_folder
+from helpers import request
 from webapp.app import create_app
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

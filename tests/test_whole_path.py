@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from fleet_process import wait_for_port, web, worker
-from helpers import eventually
 from playwright.async_api import Page, async_playwright, expect
 
 from broker import embedded, registry
 from broker.connection import Broker
+from fleet_process import wait_for_port, web, worker
+from helpers import eventually
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [

@@ -2,11 +2,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from helpers import claim, eventually, request
 
 from broker import chat, keys, queues, registry
 from broker.errors import NoSuchModel, NoWorker, PromptEmpty, PromptTooLarge
 from broker.messages import Frame, ModelCard
+from helpers import claim, eventually, request
 
 
 async def test_an_unknown_model_and_one_without_worker_are_told_apart(broker, card):

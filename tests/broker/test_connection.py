@@ -2,7 +2,6 @@ import asyncio
 import time
 
 import pytest
-from helpers import eventually, request
 from redis.exceptions import ResponseError
 
 from broker import queues
@@ -10,6 +9,7 @@ from broker.config import Config
 from broker.connection import Broker, SentinelAddress, connect, redis_errors
 from broker.embedded import running
 from broker.errors import RedisAway, SetupError, StorageFull
+from helpers import eventually, request
 
 
 def test_a_sentinel_address():

@@ -1,5 +1,4 @@
 import pytest
-from helpers import claim, request
 
 from broker import conversations, queues, streams
 from broker.conversations import StoredMessage
@@ -7,6 +6,7 @@ from broker.errors import BadRequest, Conflict, NoSuchConversation
 from broker.messages import Frame, Message, new_id
 from broker.queues import Turn
 from broker.streams import Written
+from helpers import claim, request
 
 pytestmark = pytest.mark.usefixtures("card")
 

@@ -2,13 +2,13 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from helpers import claim, request
 
 from broker import keys, queues, registry, streams
 from broker.connection import Broker
 from broker.errors import FleetError, QueueFull, ShareUsed
 from broker.messages import Frame, pack
 from broker.streams import Written
+from helpers import claim, request
 
 pytestmark = pytest.mark.usefixtures("card")
 

@@ -1,7 +1,6 @@
 import asyncio
 
 import pytest
-from helpers import claim, eventually, request
 
 from broker import keys, queues, streams
 from broker.connection import Broker
@@ -9,6 +8,7 @@ from broker.errors import WorkerLost
 from broker.messages import Frame
 from broker.queues import Claim
 from broker.streams import Written
+from helpers import claim, eventually, request
 
 pytestmark = pytest.mark.usefixtures("card")
 

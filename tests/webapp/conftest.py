@@ -6,11 +6,11 @@ from dataclasses import replace
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
-from webclient import Page
 
 from broker.config import Config
 from broker.connection import Broker
 from webapp.app import create_app
+from webclient import Page
 
 
 @pytest.fixture

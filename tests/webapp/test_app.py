@@ -7,11 +7,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from helpers import request
 
 from broker import conversations, keys, queues, registry
 from broker.messages import ModelCard, new_id
 from broker.queues import Turn
+from helpers import request
 from webapp.session import SESSIONS
 from webapp.state import BROKER
 from webapp.statics import STATICS

@@ -3,11 +3,11 @@ import json
 
 import aiohttp
 import pytest
-from helpers import eventually
-from webclient import Page
 
 from broker import keys, registry
 from broker.messages import ModelCard, new_id, pack
+from helpers import eventually
+from webclient import Page
 
 
 async def test_an_answer_over_the_socket_is_kept_in_a_conversation(worker_in, page, browser):

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import arq.worker
 import pytest
-from fleet_process import worker as worker_process
-from helpers import claim, eventually, request
 
 from broker import chat, keys, queues, registry
 from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, PromptTooLong
 from broker.messages import ModelCard, Sampling, pack
+from fleet_process import worker as worker_process
+from helpers import claim, eventually, request
 
 
 async def ended(broker: Broker, request_id: str) -> bool:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fleet_process import worker as worker_process
-from helpers import eventually, request
-from tiny_model import build
 
 from broker import chat, keys, registry
 from broker.connection import Broker
 from broker.errors import NoWorker, PromptTooLong
 from broker.messages import Sampling
+from fleet_process import worker as worker_process
+from helpers import eventually, request
+from tiny_model import build
 from workers.engine.echo_engine import EchoEngine
 from workers.lifecycle import EngineStopped
 

@@ -1,10 +1,10 @@
 import asyncio
 
 import pytest
-from helpers import claim, eventually, request
 
 from broker import keys, queues
 from broker.messages import Frame
+from helpers import claim, eventually, request
 from workers.engine import Piece
 from workers.publisher import Outgoing, Publisher
 

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+
 from fleet_process import environment
 
 COMMAND = [sys.executable, "-m", "arq", "workers.Settings"]
