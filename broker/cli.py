@@ -4,6 +4,7 @@ An error is one sentence on standard error: exit code 2 when the command cannot 
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -47,6 +48,9 @@ DataOption = Annotated[
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
+    logging.getLogger("fleetchat").addHandler(
+        logging.NullHandler()
+    )  # the screen is for people; children have their logs
     try:
         app()
     except FleetError as error:

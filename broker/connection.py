@@ -50,8 +50,10 @@ class Broker:
         broker = cls(config, connect(config.redis_url))
         try:
             async with broker.listener.running(), beside(broker._sweep()):
-                yield broker
-                await asyncio.gather(*broker._background, return_exceptions=True)
+                try:
+                    yield broker
+                finally:
+                    await asyncio.gather(*broker._background, return_exceptions=True)
         finally:
             await broker.redis.aclose(close_connection_pool=True)
 

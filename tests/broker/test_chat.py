@@ -1,11 +1,15 @@
 import asyncio
+import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from broker import chat, keys, queues, registry
 from broker.errors import NoSuchModel, NoWorker, PromptEmpty, PromptTooLarge
 from broker.messages import Frame, ModelCard
+from fleet_process import environment
 from helpers import claim, eventually, request
 
 
@@ -94,3 +98,18 @@ async def test_the_queue_full_error_reaches_the_caller_and_unsubscribes(broker, 
 
 async def _unheard(broker, request_id) -> bool:
     return (await broker.redis.pubsub_numsub(keys.stream(request_id)))[0][1] == 0
+
+
+async def test_ctrl_c_in_the_command_line_ends_its_answer(broker, worker_in, valkey):
+    async with worker_in() as worker:
+        command = Path(sys.executable).with_name("fleetchat")
+        env = environment(valkey)
+        process = await asyncio.create_subprocess_exec(
+            command, "ask", "echo", "/echo 1000 20ms", env=env, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout
+        assert await process.stdout.readexactly(2) == b"1 "
+        assert worker.claims
+        process.send_signal(signal.SIGINT)
+        await eventually(lambda: not worker.claims, 2)
+        assert await process.wait() == 130
