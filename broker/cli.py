@@ -24,7 +24,7 @@ from rich.table import Table
 from broker import chat, fleet, registry
 from broker.config import Config, data_folder
 from broker.connection import Broker
-from broker.errors import FleetError, SetupError
+from broker.errors import BadRequest, FleetError, SetupError
 from broker.messages import ChatRequest, Message, Sampling
 from broker.registry import ModelState, WorkerState
 from broker.sources import ModelSource
@@ -106,6 +106,8 @@ async def _watch(config: Config, models: list[ModelSource], browser: bool) -> No
         told = {name: _state_text(s) for name, s in states.items()}
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            if running.web.gave_up.is_set():
+                raise SetupError(running.web.last_words())
             try:
                 states = await running.states()
             except FleetError:
@@ -225,6 +227,10 @@ def ask(
 ) -> None:
     """Ask a model one question through the queue: the answer as it comes, its timings at the end."""
     said = sys.stdin.read() if text == "-" else text
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("The text is not valid UTF-8.") from None
     messages = [Message("system", system)] if system else []
     request = ChatRequest(
         model, (*messages, Message("user", said)), Sampling(temperature, top_p, max_tokens, seed), owner=""

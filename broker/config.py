@@ -4,6 +4,7 @@
 read is a SetupError that names the variable, so a typing mistake never becomes a silent default.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -20,8 +21,10 @@ def data_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fleetchat"
 
 
-def _setting(variable: str, default: Any, about: str, *, at_least: float | None = None) -> Any:
-    return field(default=default, metadata={"variable": variable, "about": about, "at_least": at_least})
+def _setting(variable: str, default: Any, about: str, *, at_least: float = 0, at_most: float = math.inf) -> Any:
+    return field(
+        default=default, metadata={"variable": variable, "about": about, "at_least": at_least, "at_most": at_most}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Config:
     )
     data: Path = _setting("FLEETCHAT_DATA", None, "folder of `fleetchat up`: conversations and logs")
     host: str = _setting("FLEETCHAT_HOST", "127.0.0.1", "address the web app listens on")
-    port: int = _setting("FLEETCHAT_PORT", 8080, "port the web app listens on", at_least=0)
+    port: int = _setting("FLEETCHAT_PORT", 8080, "port the web app listens on", at_least=1, at_most=65_535)
     origins: tuple[str, ...] = _setting(
         "FLEETCHAT_ORIGINS", (), "further origins whose pages may connect, comma-separated: `https://chat.example.org`"
     )
@@ -111,7 +114,7 @@ def _write(value: Any) -> str:
 
 
 def _read(f: Any, text: str) -> Any:
-    variable, at_least = f.metadata["variable"], f.metadata["at_least"]
+    variable, at_least, at_most = (f.metadata[key] for key in ("variable", "at_least", "at_most"))
     readers: dict[Any, Callable[[str], Any]] = {
         int: int,
         float: float,
@@ -122,8 +125,9 @@ def _read(f: Any, text: str) -> Any:
         value = readers.get(f.type, str)(text)
     except ValueError:
         raise SetupError(f"{variable} is {text!r}, which is not a number.") from None
-    if at_least is not None and not value >= at_least:
-        raise SetupError(f"{variable} is {text}, but must be at least {at_least}.")
+    if isinstance(value, int | float) and not at_least <= value <= at_most:
+        limits = f"at least {at_least:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
+        raise SetupError(f"{variable} is {text}, but must be {limits}.")
     return value
 
 

@@ -5,19 +5,20 @@ sent again after a lost connection (every script may be repeated); the subscript
 """
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any, Self, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError, OutOfMemoryError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
 from broker.config import Config
 from broker.errors import RanTooLong, RedisAway, SetupError, StorageFull, WaitedTooLong, WorkerLost
@@ -28,9 +29,12 @@ from broker.tasks import beside
 
 logger = logging.getLogger("fleetchat.broker")
 
+T = TypeVar("T")
+
 HEARTBEAT_SECONDS = 1.0
 ORPHAN_SECONDS = 30.0  # a request that nobody keeps and nobody hears ends after this
 CONNECTIONS = 64
+FULL_SHARE = 0.9  # of maxmemory
 
 
 class Broker:
@@ -41,6 +45,7 @@ class Broker:
         self.redis = redis
         self.scripts = Scripts(redis)
         self.listener = Listener(redis)
+        self.nearly_full = False  # no new requests then; what runs goes on
         self._background: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -71,13 +76,18 @@ class Broker:
     async def _sweep(self) -> None:
         limits = [int(self.heartbeat_expiry * 1000), int(ORPHAN_SECONDS * 1000)]
         errors = [pack(error.to_map()) for error in (WaitedTooLong(), RanTooLong(), WorkerLost())]
-        while True:
+        for second in itertools.count():
             try:
+                if second % 5 == 0:
+                    memory = await self.redis.info("memory")
+                    self.nearly_full = memory["used_memory"] > FULL_SHARE * memory["maxmemory"] > 0
                 pruned, returned, ended = await self.scripts.expire(args=[*limits, *errors])
                 if pruned or returned:
                     logger.warning("%d workers went silent, %d requests returned to their queues", pruned, returned)
                 if ended:
                     logger.info("%d requests ended by their limits", ended)
+            except ResponseError as error:
+                logger.warning("Redis refuses the sweep: %s", error)
             except (RedisError, OSError) as error:
                 logger.debug("no sweep: %s", error)
             await asyncio.sleep(HEARTBEAT_SECONDS)
@@ -105,8 +115,8 @@ class SentinelAddress:
         return cls(
             [(name, int(port)) for name, _, port in hosts],
             address.path.strip("/") or "mymaster",
-            address.username,
-            address.password,
+            address.username and unquote(address.username),
+            address.password and unquote(address.password),
         )
 
 
@@ -140,13 +150,32 @@ def connect(url: str) -> ArqRedis:
         raise SetupError(f"REDIS_URL is {url!r}, which is no address of a Redis server: {error}") from None
 
 
+async def keep_trying(call: Callable[[], Awaitable[T]]) -> T:
+    """The call's result, however long Redis is away or full. What Redis refuses for good is raised."""
+    pause = 0.05
+    while True:
+        try:
+            return await call()
+        except (RedisError, OSError) as error:
+            if isinstance(error, ResponseError) and not _passes(error):
+                raise
+            logger.warning("Redis is away, trying again: %s", error or type(error).__name__)
+        await asyncio.sleep(pause)
+        pause = min(1.0, 2 * pause)
+
+
+def _passes(error: ResponseError) -> bool:
+    """Whether a refusal is of the moment: full memory or disk, a replica that is being promoted."""
+    return isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith("MISCONF")
+
+
 @asynccontextmanager
 async def redis_errors() -> AsyncIterator[None]:
     """Around what people wait for: Redis' errors become ours, which say what to do."""
     try:
         yield
     except ResponseError as error:
-        if isinstance(error, OutOfMemoryError) or str(error).startswith("MISCONF"):  # memory, or the disk under the AOF
+        if _passes(error):
             raise StorageFull from error
         raise
     except (ConnectionError, TimeoutError, OSError) as error:

@@ -169,7 +169,9 @@ async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> 
                 server, config = await _start_server(config, logs, tell)
                 tasks.append(asyncio.create_task(server.keep_running()))
                 await server_up(server)
-            (config.data / "redis.url").write_text(config.redis_url)  # for `fleetchat status` on this machine
+            note = config.data / "redis.url"  # for `fleetchat status` on this machine
+            note.touch(mode=0o600)  # it may hold a password
+            note.write_text(config.redis_url)
             env = os.environ | config.to_env()
             # Torch takes every core for itself; several workers that all do so slow each other down many times.
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(models))))

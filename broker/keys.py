@@ -5,8 +5,9 @@ a table `K` with the same functions, so that both sides cannot drift apart.
 
     key                  type     lifetime            written by            read by      what
     ───────────────────  ───────  ──────────────────  ────────────────────  ───────────  ──────────────────────────────
-    queue:MODEL          zset     while it waits      enqueue claim expire  all          waiting request ids by turn
-    running:MODEL        zset     while it runs       claim renew end       all          claimed ids by lease end (ms)
+    queue:MODEL          zset     while it waits      every script          all          waiting request ids by turn
+    running:MODEL        zset     while it runs       every script          all          claimed ids by lease end (ms)
+    queue:MODEL:health-check  string  6 s             arq                   arq --check  a worker of the model lives
     models               hash     kept                beat                  all          name → card (msgpack)
     serving:MODEL        zset     while served        beat leave expire     all          worker ids by last heartbeat (ms)
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
@@ -21,7 +22,8 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     pace:MODEL           hash     1 day               end                   enqueue      mean seconds of an answer
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
     poisoned:{R}         string   7 days              expire                people       prompt of a request that crashed 3 workers
-    swept                string   0.9 s               expire                expire       somebody swept a moment ago
+    swept                string   kept                expire                expire       when somebody swept last (ms)
+    nothing              -        never there         every script          -            deleted first, see common.lua
     conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, request
     messages:ID          hash     kept                enqueue end           web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
@@ -30,11 +32,10 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     channel              published by        heard by       what
     ───────────────────  ──────────────────  ─────────────  ─────────────────────────────────────────────
     stream:{R}           append end          readers        the frames, live
-    control:WORKER       cancel, the worker  that worker    "cancel" or "pulse" with an id (msgpack)
-    wake:MODEL           enqueue release     its workers    there is work
+    control:WORKER       cancel expire       that worker    "cancel" with a request id (msgpack)
+    wake:MODEL           enqueue release …   its workers    there is work
     events               beat leave expire   web            models or workers changed
     events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
-    pulse:PROCESS        web                 itself         loop-back heartbeat of a subscription
 """
 
 PATTERNS = {
@@ -55,6 +56,7 @@ PATTERNS = {
     "live": "live:%s",
     "poisoned": "poisoned:{%s}",
     "swept": "swept",
+    "nothing": "nothing",
     "conversation": "conversation:%s",
     "messages": "messages:%s",
     "conversations": "conversations:%s",
@@ -64,7 +66,6 @@ PATTERNS = {
     "wake": "wake:%s",
     "events": "events",
     "events_of": "events:%s",
-    "pulse": "pulse:%s",
 }
 
 
@@ -145,11 +146,6 @@ def wake(model: str) -> str:
 def events_of(owner: str) -> str:
     """Channel of changes in an owner's conversations."""
     return _name("events_of", owner)
-
-
-def pulse(process: str) -> str:
-    """Channel by which a process hears whether its subscription is alive."""
-    return _name("pulse", process)
 
 
 MODELS = PATTERNS["models"]

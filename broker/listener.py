@@ -5,13 +5,12 @@ loop never waits for a listener: a mailbox that is full is emptied and marked, a
 
 Pub/sub forgets, so a listener must know when it may have missed something. Every confirmation of a subscription after
 the first (the connection was lost and made again) marks the mailboxes of that channel. A connection that died without
-a word is noticed by a loop-back heartbeat: the process publishes to itself and expects to hear it.
+a word is noticed by a heartbeat on that same connection: PING, once a second, answered within DEAF_SECONDS.
 """
 
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Self
@@ -20,15 +19,15 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from broker import keys
 from broker.errors import RedisAway
 from broker.tasks import beside
 
 logger = logging.getLogger("fleetchat.listener")
 
-PULSE_SECONDS = 1.0
+PING_SECONDS = 1.0
 DEAF_SECONDS = 3.0
 CONFIRM_SECONDS = 10.0
+LOST = (RedisError, OSError, AttributeError)  # the last is redis-py's, when a connection is closed while it sends
 
 
 class Mailbox:
@@ -70,61 +69,71 @@ class _Channel:
     def __init__(self) -> None:
         self.mailboxes: set[Mailbox] = set()
         self.confirmed = asyncio.Event()
-        self.confirmations = 0
+        self._again = False
+
+    def confirm(self) -> None:
+        """Redis has confirmed a subscription; after the first, messages may have been missed."""
+        if self._again:
+            for mailbox in self.mailboxes:
+                mailbox.miss()
+        self._again = True
+        self.confirmed.set()
 
 
 class Listener:
     """Works while `running` is entered; `subscribe` gives a mailbox once Redis has confirmed."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis  # for the heartbeat, and for how to connect
-        self._pulse_name = keys.pulse(secrets.token_hex(8)).encode()
-        self._channels: dict[bytes, _Channel] = {self._pulse_name: _Channel()}
+        self._redis = redis  # for how to connect
+        self._channels: dict[bytes, _Channel] = {}
         self._connection: AbstractConnection | None = None
         self._deadline = asyncio.timeout(None)
-        self.reconnects = 0
-
-    @property
-    def alive(self) -> bool:
-        """Whether the subscription is connected and has been confirmed; a deaf one is not for longer than DEAF_SECONDS."""
-        return self._connection is not None and self._channels[self._pulse_name].confirmed.is_set()
+        self.alive = False  # connected, and answering
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Connected, or trying to be, while the block runs."""
-        async with beside(self._read(), self._pulse()):
+        async with beside(self._read(), self._ping()):
             yield self
 
     @contextlib.asynccontextmanager
-    async def subscribe(self, name: str, limit: int = 1024) -> AsyncIterator[Mailbox]:
+    async def subscribe(
+        self, name: str, limit: int = 1024, patience: float | None = CONFIRM_SECONDS
+    ) -> AsyncIterator[Mailbox]:
         """A mailbox of what is published on a channel from now on.
+
+        Args:
+            patience: how long to wait for the confirmation; None waits until Redis is back, for what lives as long as
+                its process.
 
         Raises:
             RedisAway: no confirmation came in time.
         """
         key, mailbox = name.encode(), Mailbox(limit)
         channel = self._channels.get(key)
+        known = channel is not None
         if channel is None:
             channel = self._channels[key] = _Channel()
-            await self._send("SUBSCRIBE", key)
         channel.mailboxes.add(mailbox)
         try:
+            if not known:
+                await self._send("SUBSCRIBE", key)
             try:
-                async with asyncio.timeout(CONFIRM_SECONDS):
+                async with asyncio.timeout(patience):
                     await channel.confirmed.wait()
             except TimeoutError:
                 raise RedisAway from None
             yield mailbox
         finally:
             channel.mailboxes.discard(mailbox)
-            if not channel.mailboxes:
+            if not channel.mailboxes and self._channels.get(key) is channel:
                 del self._channels[key]
                 await self._send("UNSUBSCRIBE", key)
 
     async def _send(self, command: str, *names: bytes) -> None:
         if self._connection is None:
             return  # once connected, the reading loop subscribes to all of `_channels`
-        with contextlib.suppress(RedisError, OSError):  # the reading loop sees the same and connects again
+        with contextlib.suppress(*LOST):  # the reading loop sees the same and connects again
             await self._connection.send_command(command, *names)
 
     async def _read(self) -> None:
@@ -138,44 +147,34 @@ class Listener:
                 async with asyncio.timeout(CONFIRM_SECONDS) as self._deadline:
                     await connection.connect()
                     self._connection = connection
-                    await connection.send_command("SUBSCRIBE", *self._channels)
+                    if self._channels:
+                        await connection.send_command("SUBSCRIBE", *self._channels)
+                    await connection.send_command("PING")
                     while True:
                         self._dispatch(await connection.read_response(disable_decoding=True))
                         pause = 0.05
-            except (
-                RedisError,
-                OSError,
-                AttributeError,
-            ) as error:  # AttributeError: redis-py, when closed while it sends
-                logger.warning("subscription lost, connecting again: %s", error or "it did not hear its own heartbeat")
+            except LOST as error:
+                logger.warning("subscription lost, connecting again: %s", error or "it did not answer")
             finally:
-                self._connection = None
+                self._connection, self.alive = None, False
                 for channel in self._channels.values():
                     channel.confirmed.clear()
                 await connection.disconnect(nowait=True)
-            self.reconnects += 1
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
 
-    def _dispatch(self, reply: list[bytes]) -> None:
-        kind, name, payload = reply
-        channel = self._channels.get(name)
-        if channel is None:
-            return
-        if kind == b"message":
-            for mailbox in channel.mailboxes:
-                mailbox.put(payload)
-        elif kind == b"subscribe":
-            if channel.confirmations:
-                for mailbox in channel.mailboxes:
-                    mailbox.miss()
-            channel.confirmations += 1
-            channel.confirmed.set()
-        if name == self._pulse_name:
-            self._deadline.reschedule(asyncio.get_running_loop().time() + DEAF_SECONDS)
+    def _dispatch(self, reply: list[bytes] | bytes) -> None:
+        match reply:
+            case [b"message", name, payload]:
+                for mailbox in self._channels[name].mailboxes if name in self._channels else ():
+                    mailbox.put(payload)
+            case [b"subscribe", name, _] if name in self._channels:
+                self._channels[name].confirm()
+            case [b"pong", _] | b"PONG":  # the second, while there is no channel
+                self.alive = True
+                self._deadline.reschedule(asyncio.get_running_loop().time() + DEAF_SECONDS)
 
-    async def _pulse(self) -> None:
+    async def _ping(self) -> None:
         while True:
-            with contextlib.suppress(RedisError, OSError):  # Redis is away: the reading loop finds out, too
-                await self._redis.publish(self._pulse_name, b"")
-            await asyncio.sleep(PULSE_SECONDS)
+            await asyncio.sleep(PING_SECONDS)
+            await self._send("PING")

@@ -7,14 +7,15 @@ the work; this module gives them their arguments and turns their answers into er
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgpack
 from arq.jobs import serialize_job
 
 from broker import keys
 from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
-from broker.errors import Conflict, FleetError, NoSuchConversation, QueueFull, ShareUsed
+from broker.errors import Conflict, FleetError, NoSuchConversation, QueueFull, ShareUsed, StorageFull
 from broker.messages import ChatRequest, pack
 
 BEHIND = 1_000_000  # turns that a low-priority request stands behind
@@ -28,6 +29,11 @@ class Turn:
     parent: str  # id of the user message that it answers
     title: str = ""  # of the conversation, if this begins it
     message: bytes = b""  # the user message (msgpack), unless it is there already
+
+    def encode(self) -> bytes:
+        """For the script: what is empty is absent, and bytes are strings, since Lua's msgpack knows no others."""
+        kept = {key: value for key, value in asdict(self).items() if value}
+        return bytes(msgpack.packb(kept, use_bin_type=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +56,17 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
         NoSuchConversation, Conflict: the conversation is not the owner's, or an answer is being written in it.
         StorageFull, RedisAway
     """
+    if broker.nearly_full:
+        raise StorageFull
     config = broker.config
     job = serialize_job("chat", (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
     # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
     limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
-    place = (
-        [turn.conversation, turn.title, turn.parent, turn.parent if turn.message else "", turn.message]
-        if turn
-        else [""] * 5
-    )
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
                 request.request_id, request.model, request.owner, int(request.keep), request.encode(), job,
-                *limits, BEHIND if low_priority else 0, *place,
+                *limits, BEHIND if low_priority else 0, *([turn.encode()] if turn else []),
             ]
         )  # fmt: skip
     match status:

@@ -108,14 +108,16 @@ class Reader:
         try:
             async with self._broker.redis.pipeline(transaction=False) as pipe:
                 pipe.lrange(keys.frames(self.request_id), self.next, self.next + READ_FRAMES - 1)
-                pipe.exists(keys.request(self.request_id))
-                encoded, known = await pipe.execute()
+                pipe.hget(keys.request(self.request_id), "epoch")
+                encoded, epoch = await pipe.execute()
         except (RedisError, OSError):
             await self._mailbox.take(1.0)  # Redis is away; a renewed subscription ends the wait early
             return []
-        if not encoded and not known:
+        if not encoded and epoch is None:
             raise WorkerLost("The answer is no longer there: it is too old, or the server lost it in a restart.")
         self._behind = len(encoded) == READ_FRAMES
+        if not encoded:
+            self._epoch = max(self._epoch, int(epoch))  # older frames that are still under way are not news
         return list(encoded)
 
     def _accept(self, messages: list[bytes]) -> list[Received]:

@@ -21,9 +21,27 @@ async def stop(*tasks: asyncio.Task[Any], again: float = 0.2) -> None:
 
 @asynccontextmanager
 async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run each coroutine as a task while the block runs."""
+    """Run each coroutine as a task while the block runs. One that fails cancels the block, which then raises its error."""
+    block = asyncio.current_task()
+    assert block is not None
+    failures: list[BaseException] = []
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            failures.append(error)
+            block.cancel()
+
     tasks = [asyncio.create_task(one, name=getattr(one, "__qualname__", None)) for one in work]
+    for task in tasks:
+        task.add_done_callback(ended)
     try:
         yield
+    except asyncio.CancelledError:
+        if failures:
+            block.uncancel()
+            raise failures[0] from None
+        raise
     finally:
+        for task in tasks:
+            task.remove_done_callback(ended)
         await stop(*tasks)

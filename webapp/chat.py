@@ -1,5 +1,6 @@
 """The chat: asking in a stored conversation, over the websocket, and the conversations themselves, over HTTP."""
 
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -31,10 +32,9 @@ async def ask(socket: "Socket", message: Ask) -> None:
     turn = Turn(
         message.conversation or new_id(),
         new_id(),
-        conversations.title_of(message.text),
+        "" if message.conversation else conversations.title_of(message.text),
         conversations.user_message(message.text, message.parent, int(time.time() * 1000)),
     )
-    # A message of white space only is empty, whatever stands before it.
     await _answer(
         socket,
         message.model,
@@ -74,7 +74,7 @@ async def _answer(
             "place": reader.place,
         }
         await socket.send(pack(accepted))
-        with socket.live.placing(socket, model, request.request_id):
+        with socket.live.placing(socket, model, request.request_id, reader.place):
             await socket.relay(reader)
 
 
@@ -106,6 +106,8 @@ async def list_conversations(request: web.Request) -> web.Response:
     """The owner's conversations, latest first, a page at a time."""
     try:
         before = float(request.query.get("before", "inf"))
+        if math.isnan(before):
+            raise ValueError
     except ValueError:
         raise BadRequest("before: a time in milliseconds since 1970.") from None
     owner = await request.app[SESSIONS].owner(request)

@@ -77,7 +77,7 @@ class Live:
             self._waiting.pop((viewer, request_id), None)
 
     async def _hear(self) -> None:
-        async with self._broker.listener.subscribe(keys.EVENTS, limit=1) as mailbox:
+        async with self._broker.listener.subscribe(keys.EVENTS, limit=1, patience=None) as mailbox:
             while True:
                 await mailbox.take()
                 self._look_now.set()

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from broker.config import Config
+from broker.config import LOOPBACK, Config
 from broker.errors import FleetError, Forbidden, NotFound
 from webapp.state import BROKER, TEMPLATES
 
@@ -40,6 +40,7 @@ HEADERS = {
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse foreign pages, turn errors into answers, set the headers that keep pages safe."""
     try:
+        check_host(request)
         if request.method not in SAFE:
             check_origin(request)
         response = await handler(request)
@@ -55,6 +56,17 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if not response.prepared:
         response.headers.update(HEADERS)
     return response
+
+
+def check_host(request: web.Request) -> None:
+    """Raises Forbidden for a name that a page of another site made point to this machine (DNS rebinding)."""
+    config: Config = request.app[BROKER].config
+    allowed = {urlsplit(origin).netloc for origin in config.origins}
+    if config.loopback and request.url.host not in LOOPBACK and request.host not in allowed:
+        raise Forbidden(
+            "This server listens on this machine only, and not under that name. "
+            "An operator can allow it by FLEETCHAT_ORIGINS."
+        )
 
 
 def check_origin(request: web.Request) -> None:

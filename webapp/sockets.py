@@ -7,7 +7,6 @@ fill, join into one message, and beyond their bound are read again from Redis.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from weakref import WeakSet
 
@@ -72,17 +71,21 @@ class Socket:
         while batch := await reader.take():
             await self.send(batch[0].encoded if len(batch) == 1 else b"".join(frame.encoded for frame in batch))
 
-    def start(self, message: Incoming, handler: Callable[["Socket", Incoming], Awaitable[None]]) -> None:
-        """Do what a message asks for, beside what else goes on."""
-        task = asyncio.create_task(self._do(message, handler))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def take(self, message: Incoming) -> None:
+        """Do what a message asks for, beside what else goes on. Refusing waits for the peer, so nothing piles up."""
+        if message.type != "stop" and len(self._tasks) >= STREAMS:
+            error = Overloaded(f"One page may follow {STREAMS} answers at once. Stop one, or wait.")
+            await self.fail(error, message.tags())
+        elif message.type == "stop":
+            await self._do(message)
+        else:
+            task = asyncio.create_task(self._do(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _do(self, message: Incoming, handler: Callable[["Socket", Incoming], Awaitable[None]]) -> None:
+    async def _do(self, message: Incoming) -> None:
         try:
-            if len(self._tasks) > STREAMS:
-                raise Overloaded(f"One page may follow {STREAMS} answers at once. Stop one, or wait.")
-            await handler(self, message)
+            await chat.HANDLERS[message.type](self, message)
         except FleetError as error:
             await self.fail(error, message.tags())
         except Exception:
@@ -95,7 +98,7 @@ class Socket:
 
     async def events(self) -> None:
         """What happens in this owner's conversations, in whichever tab or process."""
-        async with self.broker.listener.subscribe(keys.events_of(self.owner), limit=64) as mailbox:
+        async with self.broker.listener.subscribe(keys.events_of(self.owner), limit=64, patience=None) as mailbox:
             while True:
                 events, gap = await mailbox.take()
                 if gap:
@@ -141,7 +144,7 @@ async def _receive(ws: web.WebSocketResponse, socket: Socket) -> None:
             ref = raw.get("ref") if isinstance(raw, dict) else None
             await socket.fail(error, {"ref": ref} if isinstance(ref, str) else None)
             continue
-        socket.start(incoming, chat.HANDLERS[incoming.type])
+        await socket.take(incoming)
 
 
 def _as_event(encoded: bytes) -> bytes:

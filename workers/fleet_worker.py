@@ -10,15 +10,15 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from signal import Signals
 from typing import Any
 
 from arq.worker import Worker
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from broker import queues
-from broker.connection import Broker
+from broker.connection import Broker, keep_trying
 from broker.errors import BadRequest, FleetError, SetupError
 from broker.queues import Claim
 from broker.tasks import stop
@@ -34,12 +34,12 @@ class FleetWorker(Worker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.broker: Broker  # once `main` runs
         self.claims: dict[str, Claim] = {}
         self.models: Sequence[str] = ()
         self.draining = False
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
-        self._broker: Broker | None = None
 
     def run(self) -> None:
         """Serve until a signal; SetupError is one sentence and exit code 2, a broken engine exit code 1."""
@@ -49,7 +49,7 @@ class FleetWorker(Worker):
             logger.error("%s", error)
             raise SystemExit(2) from None
         except lifecycle.EngineStopped as error:
-            logger.error("%s", error)
+            logger.error("the engine has stopped: %s", error)
             raise SystemExit(1) from None
         finally:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
@@ -57,7 +57,7 @@ class FleetWorker(Worker):
     async def main(self) -> None:
         """Load, serve, drain."""
         async with lifecycle.serving(self) as broker:
-            self._broker = broker
+            self.broker = broker
             self._pool = broker.redis
             while not self._stop.is_set():
                 try:
@@ -86,9 +86,8 @@ class FleetWorker(Worker):
             return  # a request that brought down two workers runs alone
         models = list(self.models)
         self.models = models[1:] + models[:1]  # no model of this worker is always served last
-        assert self._broker is not None
         claims = await queues.claim(
-            self._broker, self.ctx["worker_id"], secrets.token_hex(8), free, models, list(self.claims)
+            self.broker, self.ctx["worker_id"], secrets.token_hex(8), free, models, list(self.claims)
         )
         for claim in claims:
             self._start(claim)
@@ -115,35 +114,32 @@ class FleetWorker(Worker):
 
     async def finish_job(self, job_id: str, finish: bool, *args: Any, **kwargs: Any) -> None:
         """The job returned, failed or was stopped (finish), or it is to be run again, elsewhere."""
-        assert self._broker is not None
+        broker = self.broker
         if finish:
             await self._end(job_id, FleetError())  # nothing happens if the job has written its last frame
         elif claim := self.claims.get(job_id):
-            await self._insist(queues.release, claim)
+            await self._insist(lambda: queues.release(broker, claim))
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
         """arq could not start the job: expired, not msgpack, or an unknown function."""
         await self._end(job_id, BadRequest("The queued job could not be read, so it was given up."))
 
     async def _end(self, request_id: str, error: FleetError) -> None:
+        broker = self.broker
         if claim := self.claims.get(request_id):
-            await self._insist(queues.end, claim, error)
+            await self._insist(lambda: queues.end(broker, claim, error))
 
-    async def _insist(self, call: Any, *args: Any) -> None:
-        pause = 0.1
-        while True:
-            try:
-                await call(self._broker, *args)
-                return
-            except (RedisError, OSError) as error:
-                logger.warning("Redis is away, trying again: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(2.0, 2 * pause)
+    async def _insist(self, call: Callable[[], Awaitable[bool]]) -> None:
+        try:
+            await keep_trying(call)
+        except ResponseError as error:
+            logger.error("Redis refuses to end a request, its limits will: %s", error)
 
-    def stop_job(self, request_id: str) -> None:
-        """Stop computing a request: it was cancelled, or another worker has it."""
+    def stop_job(self, request_id: str, hand_over: bool = False) -> None:
+        """Stop computing a request: it was cancelled, or another worker has it, or is to have it."""
         if task := self.job_tasks.get(request_id):
-            self.aborting_tasks.add(request_id)
+            if not hand_over:
+                self.aborting_tasks.add(request_id)
             task.cancel()
 
     def handle_sig(self, signum: Signals) -> None:

@@ -134,6 +134,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
                 _hear_wakes(broker, worker, model.name),
                 _keep_leases(broker, worker),
                 _leave_when_draining(worker, presence),
+                _watch(worker, engine),
             )
         )
         await presence.beat()
@@ -141,8 +142,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         logger.info(
             "%s serves %s: %d tokens of context, %d slots", presence.worker_id, model.name, engine.context, engine.slots
         )
-        async with _watching(worker, engine):
-            yield broker
+        yield broker
 
 
 async def _unless_stopped(worker: "FleetWorker", loading: Any) -> Engine | None:
@@ -156,7 +156,7 @@ async def _unless_stopped(worker: "FleetWorker", loading: Any) -> Engine | None:
 
 
 async def _hear_orders(broker: Broker, worker: "FleetWorker", worker_id: str) -> None:
-    async with broker.listener.subscribe(keys.control(worker_id)) as mailbox:
+    async with broker.listener.subscribe(keys.control(worker_id), patience=None) as mailbox:
         while True:
             orders, _ = await mailbox.take()  # what a gap swallowed, the next renewal of the leases finds out
             for order in map(unpack, orders):
@@ -165,7 +165,7 @@ async def _hear_orders(broker: Broker, worker: "FleetWorker", worker_id: str) ->
 
 
 async def _hear_wakes(broker: Broker, worker: "FleetWorker", model: str) -> None:
-    async with broker.listener.subscribe(keys.wake(model), limit=1) as mailbox:
+    async with broker.listener.subscribe(keys.wake(model), limit=1, patience=None) as mailbox:
         while True:
             await mailbox.take()
             worker.wake()
@@ -187,34 +187,15 @@ async def _leave_when_draining(worker: "FleetWorker", presence: Presence) -> Non
         await presence.beat()  # alive until its answers are written or handed over
 
 
-@asynccontextmanager
-async def _watching(worker: "FleetWorker", engine: Engine) -> AsyncIterator[None]:
-    """Ends the block with EngineStopped when the engine is dead or hung."""
+async def _watch(worker: "FleetWorker", engine: Engine) -> None:
+    """Raises EngineStopped when the engine is dead or hung."""
     stall = worker.ctx["config"].stall_seconds
-    block = asyncio.current_task()
-    assert block is not None
-    why = ""
-
-    async def watch() -> None:
-        nonlocal why
-        steps, moved = engine.steps, time.monotonic()
-        while True:
-            await asyncio.sleep(min(1.0, stall / 4))
-            if engine.steps != steps or not worker.claims:
-                steps, moved = engine.steps, time.monotonic()
-            if not engine.alive:
-                why = "the engine's thread has died"
-            elif time.monotonic() - moved > stall:
-                why = f"the engine has made no step for {stall:g} s"
-            if why:
-                worker.claims.clear()  # their leases run out, and other workers take them
-                block.cancel()
-                return
-
-    try:
-        async with beside(watch()):
-            yield
-    except asyncio.CancelledError:
-        if why:
-            raise EngineStopped(why) from None
-        raise
+    steps, moved = engine.steps, time.monotonic()
+    while True:
+        await asyncio.sleep(min(1.0, stall / 4))
+        if engine.steps != steps or not engine.busy:
+            steps, moved = engine.steps, time.monotonic()
+        silent = time.monotonic() - moved > stall
+        if silent or not engine.alive:
+            worker.claims.clear()  # their leases run out, and other workers take them
+            raise EngineStopped(f"no step for {stall:g} s with work to do" if silent else "its thread has died")

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import ResponseError
 
 from broker import streams
-from broker.connection import Broker
+from broker.connection import Broker, keep_trying
 from broker.messages import Frame
 from broker.queues import Claim
 from broker.streams import Written
@@ -89,13 +89,13 @@ class Outgoing:
     def answered(self, written: Written, result: int) -> None:
         """What Redis said to a frame."""
         if result in (streams.FENCED, streams.ENDED):
-            self.lost = True
-            self.ended.set()
+            self._publisher.lose(self, hand_over=False)
         elif result <= streams.GAP:
             has = streams.GAP - result
-            if has < self._start:  # it lost what an earlier worker wrote: only a new claim can mend that
-                self.lost = True
-                self.ended.set()
+            if (
+                has < self._start
+            ):  # what an earlier worker wrote is lost, so a new claim has to begin from what is there
+                self._publisher.lose(self, hand_over=True)
             else:
                 self._unsent = min(self._unsent, has - self._start)
                 self._publisher.push(self, urgent=True)
@@ -104,9 +104,9 @@ class Outgoing:
 
 
 class Publisher:
-    """All answers of one worker. `run` is its loop, `on_lost` is told of answers that are not this worker's any more."""
+    """All answers of one worker. `run` is its loop, `on_lost` is told of answers to stop, and whether to hand them over."""
 
-    def __init__(self, broker: Broker, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, broker: Broker, on_lost: Callable[[str, bool], None]) -> None:
         self._broker = broker
         self._on_lost = on_lost
         self._coalesce = broker.config.coalesce_ms / 1000
@@ -156,17 +156,22 @@ class Publisher:
                 await self._send(batch[i : i + CALL_FRAMES])
 
     async def _send(self, batch: list[tuple[Outgoing, Written]]) -> None:
-        pause = 0.05
-        while True:
-            try:
-                results = await streams.append(self._broker, [frame for _, frame in batch])
-                break
-            except (RedisError, OSError) as error:
-                logger.warning("Redis took no frames, trying again: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(1.0, 2 * pause)
+        try:
+            results = await keep_trying(lambda: streams.append(self._broker, [frame for _, frame in batch]))
+        except ResponseError as error:  # Redis will never take this: find out whose it is, the others go on
+            if len(batch) == 1:
+                outgoing, frame = batch[0]
+                logger.error("Redis refuses a frame of %s: %s", frame.request_id, error)
+                self.lose(outgoing, hand_over=False)
+            else:
+                for one in batch:
+                    await self._send([one])
+            return
         for (outgoing, frame), result in zip(batch, results, strict=True):
-            known = outgoing.lost
             outgoing.answered(frame, result)
-            if outgoing.lost and not known:
-                self._on_lost(outgoing.claim.request_id)
+
+    def lose(self, outgoing: Outgoing, *, hand_over: bool) -> None:
+        if not outgoing.lost:
+            outgoing.lost = True
+            outgoing.ended.set()
+            self._on_lost(outgoing.claim.request_id, hand_over)

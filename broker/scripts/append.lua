@@ -1,13 +1,14 @@
 -- Writes and publishes frames of many requests, in order. Idempotent by number; refused unless the claim still holds.
 -- ARGV: lease_ms, then for each frame: id, claim, seq, last (0 or 1), prompt_tokens ('' unless first), token ids (uint32), frame
 -- Returns for each: receivers >= 0, or -1 not yours any more, -2 ended, -3-n a gap (the list has n frames: send from n)
+run_when_full()
 local lease_ms, out = tonumber(ARGV[1]), {}
 
 local function append(id, claim, seq, last, prompt_tokens, ids, frame)
   local v = redis.call('HMGET', K.request(id), 'claim', 'state', 'model')
   if v[1] ~= claim then return -1 end
   if v[2] == 'ended' then return -2 end
-  if v[2] == 'waiting' then regain(id, {model = v[3]}, lease_ms, now_ms()) end
+  if v[2] == 'waiting' then regain(id, v[3], lease_ms, now_ms()) end
   local frames = K.frames(id)
   local n = redis.call('LLEN', frames)
   if seq > n then return -3 - n end

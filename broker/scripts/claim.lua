@@ -1,8 +1,10 @@
 -- Gives a worker up to `want` waiting requests, by turn.
 -- ARGV: worker, token, want, lease_ms, grace_ms, alone (1: it runs nothing), number of models, models ..., ids that it runs ...
 -- Returns, flat: id, claim, epoch, model, waited_ms, crashes
+run_when_full()
 local worker, token, want, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local grace_ms, alone, models = tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[7])
+local PATIENCE_MS = 30000
 local at, mine, out = now_ms(), {}, {}
 for i = 8 + models, #ARGV do mine[ARGV[i]] = true end
 
@@ -10,7 +12,7 @@ for i = 8, 7 + models do
   local model = ARGV[i]
   local queue = K.queue(model)
   local turn = false
-  for _, id in ipairs(redis.call('ZRANGE', queue, 0, 2 * want + 64)) do
+  for _, id in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
     if #out >= 6 * want then break end
     local r = load_request(id)
     local crashes = tonumber(r.crashes or 0)
@@ -32,6 +34,8 @@ for i = 8, 7 + models do
       turn = math.max(turn or 0, math.floor(tonumber(r.score)))
       for _, value in ipairs({id, claim, epoch, model, at - tonumber(r.created), crashes}) do out[#out + 1] = value end
       if crashes >= 2 then want = 1 end  -- it has brought down two workers: it gets one to itself
+    elseif at - tonumber(r.claimed) > PATIENCE_MS then
+      break  -- it has waited long for an empty worker: take nothing more, so that this one becomes empty
     end
   end
   if turn then

@@ -7,6 +7,12 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- A full server refuses a script at its first write that takes memory, and no later one. So what must go on when it is
+-- full (all but `enqueue`) begins with a write that takes none.
+local function run_when_full()
+  redis.call('DEL', K.nothing())
+end
+
 local function load_request(id)
   local flat, r = redis.call('HGETALL', K.request(id)), {}
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
@@ -37,9 +43,9 @@ local function put_back(id, r, holder)
 end
 
 -- A worker whose lease ran out, and whose request nobody else took, has it again.
-local function regain(id, r, lease_ms, at)
-  redis.call('ZREM', K.queue(r.model), id)
-  redis.call('ZADD', K.running(r.model), at + lease_ms, id)
+local function regain(id, model, lease_ms, at)
+  redis.call('ZREM', K.queue(model), id)
+  redis.call('ZADD', K.running(model), at + lease_ms, id)
   redis.call('HSET', K.request(id), 'state', 'running')
 end
 

@@ -1,5 +1,6 @@
 -- Ends a request with an error: arq's own failure paths (expired, bad bytes, unknown function) and a job that broke.
 -- ARGV: id, claim, error (msgpack map). Returns 1, or 0 if it had ended or belongs to another claim.
+run_when_full()
 local r = load_request(ARGV[1])
 if not r.state or r.state == 'ended' then
   redis.call('DEL', K.retry(ARGV[1]))  -- arq counted this start after the request had ended

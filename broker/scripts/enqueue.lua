@@ -1,11 +1,10 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
 -- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
---       conversation, title, parent of the answer, user message id, user message (the last five '' when not kept)
+--       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user)
 -- Returns {0, place} or {-1, mean seconds of an answer} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
 local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local behind, conversation, title, parent = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
-local message_id, message = ARGV[15], ARGV[16]
+local behind, kept = tonumber(ARGV[11]), ARGV[12] and cmsgpack.unpack(ARGV[12])
 local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
 
 if redis.call('EXISTS', K.request(id)) == 1 then return {0, redis.call('ZRANK', queue, id) or 0} end
@@ -16,28 +15,25 @@ if owner ~= '' and user_limit > 0 then
   if live >= user_limit then return {-2, live} end
 end
 
-local known
-if conversation ~= '' then
-  local c = redis.call('HMGET', K.conversation(conversation), 'owner', 'request')
-  if c[1] and c[1] ~= owner then return {-3} end
+if kept then
+  local c = redis.call('HMGET', K.conversation(kept.conversation), 'owner', 'request')
+  if c[1] and c[1] ~= owner or not c[1] and not kept.title then return {-3} end
   local state = c[2] and redis.call('HGET', K.request(c[2]), 'state')
   if state and state ~= 'ended' then return {-4} end
-  known = c[1]
 end
 
--- The first write of a script is the one that a full server refuses, so it has to be one that takes memory.
+-- The first write, so that a full server refuses it all (see run_when_full).
 local ttl = wait_ms + run_ms + AFTER_MS
 redis.call('SET', K.prompt(id), prompt, 'PX', ttl)
 
-if conversation ~= '' then
-  if not known then
-    redis.call('HSET', K.conversation(conversation), 'owner', owner, 'title', title, 'created', at)
-  end
-  if message_id ~= '' then redis.call('HSET', K.messages(conversation), message_id, message) end
-  redis.call('HSET', K.conversation(conversation), 'request', id, 'leaf', parent, 'updated', at)
-  redis.call('ZADD', K.conversations(owner), at, conversation)
+if kept then
+  local conversation = K.conversation(kept.conversation)
+  if kept.title then redis.call('HSET', conversation, 'owner', owner, 'title', kept.title, 'created', at) end
+  if kept.message then redis.call('HSET', K.messages(kept.conversation), kept.parent, kept.message) end
+  redis.call('HSET', conversation, 'request', id, 'leaf', kept.parent, 'updated', at)
+  redis.call('ZADD', K.conversations(owner), at, kept.conversation)
   redis.call('PUBLISH', K.events_of(owner),
-    cmsgpack.pack({type = 'began', conversation = conversation, request_id = id}))
+    cmsgpack.pack({type = 'began', conversation = kept.conversation, request_id = id}))
 end
 
 -- Start-time fair queueing: a user's n-th waiting request stands with everybody's n-th. The fraction is the arrival order.
@@ -55,7 +51,7 @@ local score = string.format('%.9f', start + behind + arrival / 16777216)
 
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,
   'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
-  'conversation', conversation, 'parent', parent)
+  'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)
 redis.call('ZADD', queue, score, id)

@@ -1,14 +1,30 @@
 -- What time does: forgets silent workers, gives requests whose lease ran out to others, ends what is past its limits.
--- Every process calls it each second; one call in 0.9 s works, and any one living process is enough.
+-- Every process calls it each second; one call in 0.9 s works, so one living process is enough.
 -- ARGV: heartbeat_ms, grace_ms, errors waited_too_long, ran_too_long, worker_lost (msgpack maps)
 -- Returns {workers pruned, requests returned to their queue, requests ended}
-if not redis.call('SET', K.swept(), '1', 'NX', 'PX', 900) then return {0, 0, 0} end
+run_when_full()
 local heartbeat_ms, grace_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 local waited, ran, lost = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4]), cmsgpack.unpack(ARGV[5])
 local at, returned, ended = now_ms(), 0, 0
+local last = tonumber(redis.call('GET', K.swept()) or at - 1000)
+if at - last < 900 then return {0, 0, 0} end
+redis.call('SET', K.swept(), at)
+local models = redis.call('HKEYS', K.models())
+
+if at - last > heartbeat_ms / 2 then  -- Redis, or everybody, was away: nobody could renew anything, so all get their time again
+  local function start_anew(key, score)
+    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZADD', key, score, member) end
+  end
+  start_anew(K.workers(), at)
+  for _, model in ipairs(models) do
+    start_anew(K.serving(model), at)
+    start_anew(K.running(model), at + heartbeat_ms)
+  end
+  return {0, 0, 0}
+end
 
 local pruned = redis.call('ZREMRANGEBYSCORE', K.workers(), '-inf', at - heartbeat_ms)
-for _, model in ipairs(redis.call('HKEYS', K.models())) do
+for _, model in ipairs(models) do
   redis.call('ZREMRANGEBYSCORE', K.serving(model), '-inf', at - heartbeat_ms)
 
   for _, id in ipairs(redis.call('ZRANGE', K.running(model), 0, -1)) do
@@ -24,7 +40,7 @@ for _, model in ipairs(redis.call('HKEYS', K.models())) do
         tell_worker(id, r)
         ended = ended + 1
       elseif lease <= at then
-        -- a lease and a heartbeat do not run out in the same instant, so half the time of silence is already a crash
+        -- the lease and the heartbeat were not renewed in the same instant, so half the time of silence is a crash
         local beat = tonumber(redis.call('ZSCORE', K.workers(), r.worker) or 0)
         local crashed = beat < at - heartbeat_ms / 2
         local crashes = tonumber(r.crashes)

@@ -9,6 +9,7 @@ from broker.config import Config
 from broker.connection import Broker, SentinelAddress, connect, redis_errors
 from broker.embedded import running
 from broker.errors import RedisAway, SetupError, StorageFull
+from broker.tasks import beside
 from helpers import eventually, request
 
 
@@ -49,6 +50,16 @@ async def test_opening_and_closing_at_any_moment_ends(config):
         async with asyncio.timeout(3):
             async with Broker.open(config):
                 await asyncio.sleep(pause)
+
+
+async def test_a_task_that_fails_ends_the_block_that_it_runs_beside():
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise SetupError("broken")
+
+    with pytest.raises(SetupError, match="broken"):
+        async with beside(fails()):
+            await asyncio.sleep(5)
 
 
 async def test_work_for_later_is_done_before_it_closes(config):

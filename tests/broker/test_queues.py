@@ -6,7 +6,7 @@ import pytest
 from broker import keys, queues, registry, streams
 from broker.connection import Broker
 from broker.errors import FleetError, QueueFull, ShareUsed
-from broker.messages import Frame, pack
+from broker.messages import Frame, ModelCard, pack
 from broker.streams import Written
 from helpers import claim, request
 
@@ -212,6 +212,65 @@ async def test_nothing_is_left_of_an_ended_request_but_what_expires(broker):
     assert await broker.redis.exists("live:anna", keys.running("m"), keys.queue("m")) == 0
     assert not await queues.end(broker, held, FleetError("twice"))
     assert await broker.redis.llen(keys.frames(asked.request_id)) == 1
+
+
+async def test_a_pause_of_redis_is_nobodys_crash(broker):
+    """All leases and heartbeats are old when it comes back, and nobody could renew them."""
+    await queues.enqueue(broker, asked := request())
+    await claim(broker)
+    now = int(await broker.redis.get("swept") or 0)
+    await broker.redis.zadd(keys.WORKERS, {"w": 1})
+    await pass_lease(broker, asked.request_id)
+    await broker.redis.set("swept", now - 6000)
+    error = pack(FleetError().to_map())
+    assert await broker.scripts.expire(args=[4000, 30_000, error, error, error]) == [0, 0, 0]
+    assert (await state(broker, asked.request_id))["state"] == "running"
+    assert await broker.redis.zscore(keys.running("m"), asked.request_id) > now
+    assert [w.decode() for w in await broker.redis.zrange(keys.WORKERS, 0, -1)] == ["w"]
+
+
+async def test_what_cannot_be_claimed_now_does_not_hide_what_stands_behind_it(broker):
+    for _ in range(120):
+        await queues.enqueue(broker, request(keep=False))  # nobody listens to these at the moment
+    await queues.enqueue(broker, kept := request())
+    assert [c.request_id for c in await claim(broker)] == [kept.request_id]
+
+
+async def test_a_request_that_crashed_two_workers_gets_an_empty_one_in_the_end(broker):
+    await queues.enqueue(broker, asked := request())
+    await broker.redis.hset(keys.request(asked.request_id), mapping={"crashes": 2, "claimed": 1})
+    await queues.enqueue(broker, request())
+    assert await claim(broker, want=4, mine=("other",)) == [], "so that this worker becomes empty"
+    (held,) = await claim(broker, want=4)
+    assert held.request_id == asked.request_id
+
+
+async def test_a_full_server_lets_what_runs_go_on_and_end(broker):
+    await queues.enqueue(broker, asked := request())
+    await queues.enqueue(broker, waiting := request())
+    (held,) = await claim(broker)
+    await broker.redis.config_set("maxmemory", "1")
+    try:
+        frame = Frame(asked.request_id, 0, 1, "text")
+        assert await streams.append(broker, [Written(asked.request_id, held.token, 0, frame.encode())]) == [0]
+        assert await queues.renew(broker, [held]) == []
+        assert await queues.cancel(broker, waiting.request_id, "")
+        assert await queues.end(broker, held, FleetError())
+        assert await sweep(broker) == [0, 0, 0]
+    finally:
+        await broker.redis.config_set("maxmemory", "0")
+
+
+async def test_two_ready_workers_that_differ_do_not_write_over_each_other(broker):
+    await registry.beat(broker, "w", "ready", {"models": "m"}, [ModelCard("m", state="ready", context=100)])
+    async with broker.listener.subscribe(keys.EVENTS) as events:
+        await registry.beat(broker, "v", "ready", {"models": "m"}, [ModelCard("m", state="ready", context=90)])
+        await events.take(1)
+        for worker, context in (("w", 100), ("v", 90)):
+            await registry.beat(
+                broker, worker, "ready", {"models": "m"}, [ModelCard("m", state="ready", context=context)]
+            )
+        assert await events.take(0.2) == ([], False)
 
 
 async def test_a_silent_worker_leaves_the_registry(broker):

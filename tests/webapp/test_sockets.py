@@ -4,9 +4,10 @@ import json
 import aiohttp
 import pytest
 
-from broker import keys, registry
+from broker import keys, queues, registry
+from broker.errors import NoSuchConversation
 from broker.messages import ModelCard, new_id, pack
-from helpers import eventually
+from helpers import eventually, request
 from webclient import Page
 
 
@@ -181,6 +182,41 @@ async def test_a_foreign_page_is_refused(browser, origin):
     assert refused.value.status == 403
     async with browser.delete(f"/conversations/{new_id()}", headers={"Origin": origin}) as response:
         assert response.status == 403
+
+
+async def test_a_foreign_name_for_this_machine_is_refused(browser):
+    """DNS rebinding: the page's origin and the Host agree, and neither is ours."""
+    headers = {"Host": "evil.example:80", "Origin": "http://evil.example:80"}
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await browser.ws_connect("/ws", headers=headers)
+    assert refused.value.status == 403
+    async with browser.get("/models", headers=headers) as response:
+        assert response.status == 403
+
+
+async def test_following_too_much_is_refused_and_stop_still_works(worker_in, page):
+    async with worker_in():
+        await page.send(type="ask", model="echo", text="/echo 3000 10ms")
+        accepted = await page.next("accepted")
+        for _ in range(70):
+            await page.send(type="resume", request_id=accepted["request_id"])
+        assert (await page.next("error"))["code"] == "overloaded"
+        await page.send(type="stop", request_id=accepted["request_id"])
+        while "end" not in await page.next("frame"):
+            pass
+
+
+async def test_asking_in_a_conversation_that_was_deleted_is_an_error(worker_in, page, browser, broker):
+    async with worker_in():
+        await page.send(type="ask", model="echo", text="hello")
+        begun = await page.next()
+        await page.answer()
+        turn = queues.Turn(begun["conversation"], new_id(), "", b"x")
+        async with browser.delete(f"/conversations/{begun['conversation']}"):
+            pass
+        with pytest.raises(NoSuchConversation):
+            await queues.enqueue(broker, request(model="echo", owner="anybody"), turn)
+        assert await broker.redis.keys(f"*{begun['conversation']}*") == []
 
 
 async def test_the_pages_own_origin_is_let_in(browser, site):

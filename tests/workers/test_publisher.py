@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("card")
 
 @pytest.fixture
 async def publisher(broker):
-    lost: list[str] = []
-    made = Publisher(broker, lost.append)
+    lost: list[tuple[str, bool]] = []
+    made = Publisher(broker, lambda request_id, hand_over: lost.append((request_id, hand_over)))
     made.lost = lost
     task = asyncio.create_task(made.run())
     yield made
@@ -100,5 +100,24 @@ async def test_an_answer_that_was_stopped_is_reported_and_its_end_does_not_hang(
     await queues.cancel(broker, out.claim.request_id, "")
     out.add(Piece("b", (2,)))
     await out.end({"reason": "stop"})
-    assert publisher.lost == [out.claim.request_id]
+    assert publisher.lost == [(out.claim.request_id, False)]
     assert [f.text for f in await frames(broker, out)] == ["a", ""]
+
+
+async def test_a_frame_that_redis_refuses_stops_only_its_own_answer(broker, publisher):
+    broken, whole = await outgoing(broker, publisher), await outgoing(broker, publisher)
+    await broker.redis.set(keys.frames(broken.claim.request_id), "not a list")
+    broken.add(Piece("a", (1,)))
+    whole.add(Piece("b", (1,)))
+    await whole.end({"reason": "stop"})
+    assert [f.text for f in await frames(broker, whole)] == ["b"]
+    assert publisher.lost == [(broken.claim.request_id, False)]
+
+
+async def test_an_answer_whose_beginning_redis_lost_is_handed_over(broker, publisher):
+    await queues.enqueue(broker, request())
+    (held,) = await claim(broker)
+    resumed = Outgoing(publisher, held, 3, 3)  # an earlier worker wrote frames 0 to 2, and Redis has none of them
+    resumed.add(Piece("d", (4,)))
+    await resumed.ended.wait()
+    assert publisher.lost == [(held.request_id, True)]

@@ -53,6 +53,11 @@ class Engine(Protocol):
         """False once it can answer nothing any more: the worker has to end."""
         ...
 
+    @property
+    def busy(self) -> bool:
+        """Whether some answer waits for its next token: then `steps` has to move."""
+        ...
+
     def generate(
         self, request_id: str, messages: Sequence[Message], sampling: Sampling, said: Sequence[int] = ()
     ) -> AbstractAsyncContextManager[Pieces]:

@@ -45,6 +45,7 @@ class EchoEngine:
     dtype = ""
     resumable = True
     alive = True
+    busy = False  # a word that comes late is no hung engine
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

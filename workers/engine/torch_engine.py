@@ -98,6 +98,11 @@ class TorchEngine:
         """False once the thread has ended: no answer will come any more."""
         return self._batcher.alive
 
+    @property
+    def busy(self) -> bool:
+        """Whether some answer waits for its next token."""
+        return bool(self._answers)
+
     @asynccontextmanager
     async def generate(
         self, request_id: str, messages: Sequence[Message], sampling: Sampling, said: Sequence[int] = ()
@@ -118,12 +123,12 @@ class TorchEngine:
             draw=Draw(sampling.temperature, sampling.top_p, sampling.seed),
             position=len(said),
         )
-        if not answer.over:
-            self._answers[stream] = answer
-            answer.leave = lambda: self._leave(stream)
-            if not self._batcher.join_stream(stream):
-                answer.end(EngineFailed())
         try:
+            if not answer.over:
+                self._answers[stream] = answer
+                answer.leave = lambda: self._leave(stream)
+                if not self._batcher.join_stream(stream):
+                    answer.end(EngineFailed())
             yield answer
         finally:
             self._leave(stream)
