@@ -71,10 +71,9 @@ async def _answer(
             "message": turn.parent,
             "parent": parent,
             "title": turn.title,
-            "place": reader.place,
         }
         await socket.send(pack(accepted))
-        with socket.live.placing(socket, model, request.request_id, reader.place):
+        with socket.live.placing(socket, model, request.request_id):
             await socket.relay(reader)
 
 

@@ -68,9 +68,9 @@ class Live:
             self._viewers.discard(viewer)
 
     @contextlib.contextmanager
-    def placing(self, viewer: Viewer, model: str, request_id: str, place: int | None = None) -> Iterator[None]:
+    def placing(self, viewer: Viewer, model: str, request_id: str) -> Iterator[None]:
         """Tell it the place of a request for as long as it waits, also when it has to wait again."""
-        self._waiting[viewer, request_id] = (model, place)
+        self._waiting[viewer, request_id] = (model, None)
         try:
             yield
         finally:
