@@ -34,6 +34,7 @@ STEADY_SECONDS = 60.0  # a child that lived this long starts again with the shor
 WEB_SECONDS, WORKER_SECONDS, SERVER_SECONDS = 1.2, 2.8, 0.8  # to stop: 5 s together, with a little left over
 DRAIN_SECONDS = 2.0
 CANNOT_START = 2
+LOG_BYTES = 10_000_000
 
 Tell = Callable[[str], None]
 
@@ -69,7 +70,9 @@ class Child:
             await asyncio.sleep(pause)
 
     async def start(self) -> None:
-        """One start."""
+        """One start. A log that has grown large is put aside first."""
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
         with await asyncio.to_thread(open, self.log, "ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *self.command,

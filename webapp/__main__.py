@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import socket
 import sys
 
 from aiohttp import web
@@ -12,6 +13,8 @@ from broker.errors import SetupError
 from webapp.app import create_app
 
 logger = logging.getLogger("fleetchat.web")
+
+UNUSABLE = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 
 
 def main() -> None:
@@ -26,7 +29,7 @@ def main() -> None:
     except SetupError as error:
         sys.exit(_complain(str(error)))
     except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+        if not isinstance(error, socket.gaierror) and error.errno not in UNUSABLE:
             raise
         where = f"{config.host}:{config.port}"
         sys.exit(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from broker import keys, queues, registry
-from broker.connection import HEARTBEAT_SECONDS, Broker
+from broker.connection import HEARTBEAT_SECONDS, Broker, keep_trying
 from broker.errors import ModelUnusable
 from broker.messages import ModelCard, unpack
 from broker.tasks import beside
@@ -137,7 +137,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
                 _watch(worker, engine),
             )
         )
-        await presence.beat()
+        await keep_trying(presence.beat)  # Redis may come later than its workers
         worker.models = [model.name]
         logger.info(
             "%s serves %s: %d tokens of context, %d slots", presence.worker_id, model.name, engine.context, engine.slots

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from broker import chat, keys, registry
+from broker import chat, embedded, keys, registry
+from broker.config import Config
 from broker.connection import Broker
 from broker.errors import NoWorker, PromptTooLong
 from broker.messages import Sampling
@@ -155,6 +156,18 @@ async def test_a_killed_workers_sampled_answer_goes_on_byte_for_byte(broker, val
 async def _ready(broker: Broker) -> bool:
     now = await state(broker)
     return now is not None and now.state == "ready" and bool(now.workers)
+
+
+async def test_a_worker_started_before_redis_waits_for_it(tmp_path):
+    port = embedded.free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    with worker_process(url, tmp_path) as process:
+        await eventually(lambda: "trying again" in (tmp_path / "worker.log").read_text(), 20)
+        with embedded.running(tmp_path, port):
+            async with Broker.open(Config.from_env({"REDIS_URL": url})) as broker:
+                await eventually(lambda: _ready(broker), 10)
+                assert (await chat.answer(broker, request("hello", model="echo"))).text == "hello"
+        assert process.poll() is None
 
 
 async def test_a_dead_engine_ends_the_worker_and_leaves_the_registry(broker, worker_in, monkeypatch):
