@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from broker import chat, fleet, registry
+from broker import chat, fleet, registry, sources
 from broker.config import Config, data_folder
 from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, SetupError
@@ -73,7 +73,7 @@ def up(
     """Start a whole fleet on this machine: Valkey, a worker for each model, and the web app."""
     changes: dict[str, Any] = {"host": host, "port": port, "data": data}
     config = replace(Config.from_env(), **{k: v for k, v in changes.items() if v is not None})
-    models = fleet.sources_of(model or [config.model])
+    models = [sources.parse(text) for text in model or [config.model]]
     asyncio.run(_up(config, models, browser))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from broker import embedded, registry, sources
+from broker import embedded, registry
 from broker.config import Config
 from broker.connection import Broker, connect
 from broker.errors import FleetError, SetupError
@@ -291,8 +291,3 @@ def _die_with_parent() -> None:
     """On Linux the kernel ends a child whose parent was killed, so that nothing is left behind (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def sources_of(texts: Sequence[str]) -> list[ModelSource]:
-    """The models of several `--model`."""
-    return [sources.parse(text) for text in texts]

@@ -102,11 +102,12 @@ async def find(broker: Broker, model: str) -> ModelCard:
 
 async def workers(broker: Broker) -> list[WorkerState]:
     """The living workers, by id."""
-    ids = [worker_id.decode() for worker_id in await broker.redis.zrange(keys.WORKERS, 0, -1)]
-    async with broker.redis.pipeline(transaction=False) as pipe:
-        for worker_id in ids:
-            pipe.hgetall(keys.worker(worker_id))
-        states = await pipe.execute()
+    async with redis_errors():
+        ids = [worker_id.decode() for worker_id in await broker.redis.zrange(keys.WORKERS, 0, -1)]
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            for worker_id in ids:
+                pipe.hgetall(keys.worker(worker_id))
+            states = await pipe.execute()
     return [
         WorkerState(worker_id, {k.decode(): v.decode() for k, v in state.items()})
         for worker_id, state in sorted(zip(ids, states, strict=True))

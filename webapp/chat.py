@@ -13,7 +13,7 @@ from broker.connection import redis_errors
 from broker.errors import BadRequest, NotFound
 from broker.messages import ChatRequest, Message, new_id, pack
 from broker.queues import Turn
-from webapp.protocol import Ask, Regenerate, Resume, Settings, Stop
+from webapp.protocol import Ask, Regenerate, Resume, Stop
 from webapp.session import SESSIONS
 from webapp.state import BROKER
 
@@ -35,15 +35,7 @@ async def ask(socket: "Socket", message: Ask) -> None:
         "" if message.conversation else conversations.title_of(message.text),
         conversations.user_message(message.text, message.parent, int(time.time() * 1000)),
     )
-    await _answer(
-        socket,
-        message.model,
-        (*earlier, Message("user", message.text)),
-        message.settings,
-        turn,
-        message.ref,
-        message.parent,
-    )
+    await _answer(socket, message, (*earlier, Message("user", message.text)), turn, message.parent)
 
 
 async def regenerate(socket: "Socket", message: Regenerate) -> None:
@@ -53,19 +45,18 @@ async def regenerate(socket: "Socket", message: Regenerate) -> None:
     if path[-1].role != "user":
         raise BadRequest("message: only a message of yours can be answered again.")
     turn = Turn(message.conversation, message.message)
-    await _answer(
-        socket, message.model, conversations.history(path), message.settings, turn, message.ref, path[-1].parent
-    )
+    await _answer(socket, message, conversations.history(path), turn, path[-1].parent)
 
 
 async def _answer(
-    socket: "Socket", model: str, messages: tuple[Message, ...], settings: Settings, turn: Turn, ref: str, parent: str
+    socket: "Socket", asked: Ask | Regenerate, messages: tuple[Message, ...], turn: Turn, parent: str
 ) -> None:
-    request = ChatRequest(model, messages, settings.sampling(secrets.randbits(63)), owner=socket.owner, keep=True)
+    sampling = asked.settings.sampling(secrets.randbits(63))
+    request = ChatRequest(asked.model, messages, sampling, owner=socket.owner, keep=True)
     async with chat.ask(socket.broker, request, turn) as reader:
         accepted = {
             "type": "accepted",
-            "ref": ref,
+            "ref": asked.ref,
             "request_id": request.request_id,
             "conversation": turn.conversation,
             "message": turn.parent,
@@ -73,7 +64,7 @@ async def _answer(
             "title": turn.title,
         }
         await socket.send(pack(accepted))
-        with socket.live.placing(socket, model, request.request_id):
+        with socket.live.placing(socket, request.model, request.request_id):
             await socket.relay(reader)
 
 
