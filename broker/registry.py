@@ -118,11 +118,8 @@ async def workers(broker: Broker) -> list[WorkerState]:
 async def models(broker: Broker) -> list[ModelState]:
     """All models that have a card: ready ones first, then by name."""
     async with redis_errors():
-        async with broker.redis.pipeline(transaction=False) as pipe:
-            pipe.hgetall(keys.MODELS)
-            (encoded,) = await pipe.execute()
         living = await workers(broker)
-        cards = [ModelCard.decode(card) for card in encoded.values()]
+        cards = [ModelCard.decode(card) for card in (await broker.redis.hgetall(keys.MODELS)).values()]
         async with broker.redis.pipeline(transaction=False) as pipe:
             for card in cards:
                 pipe.zcard(keys.queue(card.name))
