@@ -6,6 +6,7 @@ An error is one sentence on standard error: exit code 2 when the command cannot 
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -131,8 +132,10 @@ def _print_screen(running: fleet.Fleet, states: dict[str, ModelState]) -> None:
         if url.startswith("redis://127.0.0.1:")
         else f"redis-cli -u {url}"
     )
-    out.print(f"\n  look inside    {redis_cli}    fleetchat status --watch")
-    out.print(f"  add a worker   REDIS_URL={url} FLEETCHAT_MODEL={escape(str(running.models[0]))} arq workers.Settings")
+    data = "" if running.config.data == data_folder() else f" --data {running.config.data}"
+    model = escape(str(running.models[0]))
+    out.print(f"\n  look inside    {redis_cli}    {_program('fleetchat')} status --watch{escape(data)}")
+    out.print(f"  add a worker   REDIS_URL={url} FLEETCHAT_MODEL={model} {_program('arq')} workers.Settings")
     out.print(f"  logs and data  {escape(str(running.config.data))}")
     out.print("  stop           Ctrl-C\n")
 
@@ -279,7 +282,8 @@ async def _reach(broker: Broker) -> None:
             await broker.redis.ping()
     except Exception:
         raise SetupError(
-            f"There is no fleet at {broker.config.redis_url}. Start one with: fleetchat up, or set REDIS_URL."
+            f"There is no fleet at {broker.config.redis_url}. Start one with: fleetchat up. "
+            "One elsewhere is found by --data or REDIS_URL."
         ) from None
 
 
@@ -298,6 +302,13 @@ def _state_text(state: ModelState) -> str:
             return f"failed: {state.card.why}"
         case other:
             return other
+
+
+def _program(name: str) -> str:
+    """How to call a program of this installation: by its name where the shell finds it, else by its path."""
+    here = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return name if found and Path(found).resolve() == here.resolve() else str(here)
 
 
 def _has_display() -> bool:

@@ -154,7 +154,8 @@ class Listener:
                         self._dispatch(await connection.read_response(disable_decoding=True))
                         pause = 0.05
             except LOST as error:
-                logger.warning("subscription lost, connecting again: %s", error or "it did not answer")
+                what = "subscription lost" if self.alive else "cannot reach Redis"
+                logger.warning("%s, trying again: %s", what, error or "it does not answer")
             finally:
                 self._connection, self.alive = None, False
                 for channel in self._channels.values():

@@ -136,6 +136,7 @@ class ModelCard:
     abilities: tuple[str, ...] = ()
     licence: str = ""
     description: str = ""
+    rank: int = 0  # its place among models of one state: real ones come before those in the box
 
     def encode(self) -> bytes:
         return pack(asdict(self))

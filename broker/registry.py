@@ -96,7 +96,9 @@ async def find(broker: Broker, model: str) -> ModelCard:
         raise NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
     card = ModelCard.decode(encoded)
     if not workers or card.state == "failed":
-        raise NoWorker(card.why and f"{model} cannot be served: {card.why}")
+        if card.state == "failed":
+            raise NoWorker(f"{model} cannot be served: {card.why}")
+        raise NoWorker(f"No worker serves {model} right now. Pick another model, or start a worker for it.")
     return card
 
 
@@ -116,7 +118,7 @@ async def workers(broker: Broker) -> list[WorkerState]:
 
 
 async def models(broker: Broker) -> list[ModelState]:
-    """All models that have a card: ready ones first, then by name."""
+    """All models that have a card: ready ones first, then by rank and name. The first one is what a new page shows."""
     async with redis_errors():
         living = await workers(broker)
         cards = [ModelCard.decode(card) for card in (await broker.redis.hgetall(keys.MODELS)).values()]
@@ -129,4 +131,6 @@ async def models(broker: Broker) -> list[ModelState]:
         ModelState(card, waiting, running, tuple(w for w in living if card.name in w.models))
         for card, waiting, running in zip(cards, counts[::2], counts[1::2], strict=True)
     ]
-    return sorted(found, key=lambda m: (("ready", "loading", "failed", "gone").index(m.state), m.card.name.lower()))
+    return sorted(
+        found, key=lambda m: (("ready", "loading", "failed", "gone").index(m.state), m.card.rank, m.card.name.lower())
+    )

@@ -41,7 +41,7 @@ def parse(text: str) -> ModelSource:
     """
     name, _, source = text.strip().rpartition("=")
     if "=" in text and not name:
-        raise SetupError(f"--model {text}: there is no name before the =.")
+        raise SetupError(f"{text}: there is no name before the =.")
     folder = Path(source).expanduser()
     if source in BUILT_IN:
         found = ModelSource(name or source, source)
@@ -49,14 +49,14 @@ def parse(text: str) -> ModelSource:
         found = ModelSource(name or folder.resolve().name, str(folder.resolve()))
     elif source.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(source):
         raise SetupError(
-            f"--model {text}: there is no folder {source!r}. It takes a folder with a model, "
+            f"There is no folder {source!r}. A model is a folder with a model, "
             f"a hub id like Qwen/Qwen3-0.6B, or one of {', '.join(BUILT_IN)}."
         )
     else:
         found = ModelSource(name or source, source)
     if not valid_name(found.name):
         raise SetupError(
-            f"--model {text}: {found.name!r} cannot be a model's name. It starts with a letter or digit, has at most "
+            f"{found.name!r} cannot be a model's name. It starts with a letter or digit, has at most "
             "128 of letters, digits and _ . : / @ + -, and is neither jobs nor training. Put NAME= before it."
         )
     return found

@@ -6,6 +6,7 @@ from broker.messages import ModelCard
 from broker.sources import BUILT_IN, ModelSource
 
 POCKET = Path(__file__).parent / "pocket"
+RANKS = {"pocket": 1, "echo": 2}
 
 
 def resolve(source: str) -> str:
@@ -15,4 +16,5 @@ def resolve(source: str) -> str:
 
 def describe(model: ModelSource) -> ModelCard:
     """The card that the registry shows while the model loads."""
-    return ModelCard(model.name, description=BUILT_IN.get(model.source, ""))
+    rank = RANKS.get(model.source, 0)
+    return ModelCard(model.name, description=BUILT_IN.get(model.source, ""), rank=rank)

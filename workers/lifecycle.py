@@ -12,11 +12,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from redis.exceptions import RedisError
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from workers.fleet_worker import FleetWorker
 
 logger = logging.getLogger("fleetchat.worker")
+
+T = TypeVar("T")
 
 
 class EngineStopped(Exception):
@@ -137,7 +139,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
                 _watch(worker, engine),
             )
         )
-        await keep_trying(presence.beat)  # Redis may come later than its workers
+        await _unless_stopped(worker, keep_trying(presence.beat))  # Redis may come later than its workers
         worker.models = [model.name]
         logger.info(
             "%s serves %s: %d tokens of context, %d slots", presence.worker_id, model.name, engine.context, engine.slots
@@ -145,8 +147,9 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         yield broker
 
 
-async def _unless_stopped(worker: "FleetWorker", loading: Any) -> Engine | None:
-    load, stop = asyncio.ensure_future(loading), asyncio.ensure_future(worker.stopped())
+async def _unless_stopped(worker: "FleetWorker", work: Awaitable[T]) -> T | None:
+    """What the work gives, or None if the worker is told to stop first."""
+    load, stop = asyncio.ensure_future(work), asyncio.ensure_future(worker.stopped())
     try:
         await asyncio.wait({load, stop}, return_when=asyncio.FIRST_COMPLETED)
         return load.result() if load.done() else None

@@ -6,6 +6,7 @@ arq's signature (without it arq would drop all settings). arq is pinned to 0.28 
 """
 
 import inspect
+import os
 import sys
 from typing import Any
 
@@ -26,6 +27,9 @@ MAX_TRIES = 1000  # starts, hand-overs included; crashes are counted apart, by t
 def make_settings(config: Config | None = None) -> type:
     """arq's settings class for a model worker. A setting that cannot be read ends the process with exit code 2."""
     logs.configure()
+    # Torch's threads otherwise spin while they wait for each other; on a machine that does anything else, each then
+    # burns the time that the other one needs, and a small model becomes 60 times slower. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         config = config or Config.from_env()
         model = sources.parse(config.model)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLEETCHAT_", "REDIS_"))}
-    return kept | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | more
+    return kept | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", "PATH": "/usr/bin:/bin"} | more
 
 
 @contextmanager
@@ -70,7 +70,9 @@ def test_the_screen_the_page_and_the_end(tmp_path):
         assert re.search(r"echo +ready", shown)
         valkey = re.search(r"redis-cli -p (\d+)", shown)
         assert valkey
-        assert f"REDIS_URL=redis://127.0.0.1:{valkey[1]}/0 FLEETCHAT_MODEL=echo arq workers.Settings" in shown
+        arq = COMMAND[0].replace("fleetchat", "arq")  # by its path, since it is not on this test's PATH
+        assert f"REDIS_URL=redis://127.0.0.1:{valkey[1]}/0 FLEETCHAT_MODEL=echo {arq} workers.Settings" in shown
+        assert f"status --watch --data {tmp_path}" in shown
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as response:
             assert response.status == 200
         status = subprocess.run(

@@ -178,6 +178,7 @@ class ChatPage {
     else this.#turns.append(view.element);
     this.#ask({ ref: newRef(), kind: "regenerate", view, old, model: model.name, conversation: this.#conversation, message: this.#question });
     this.#follower.toEnd();
+    this.#prompt.focus({ preventScroll: true }); // the button that was pressed is gone
   }
 
   #ask(run) {
@@ -353,7 +354,7 @@ class ChatPage {
   #waitSentence({ model: name, answer }) {
     const model = this.#picker.models.find((candidate) => candidate.name === name);
     if (model?.state === "loading") return `${name} is loading (${model.progress || 0} %). Your message waits for it.`;
-    if (this.#picker.known && name && !usable(model)) return `No worker serves ${name} right now. Your message waits for one.`;
+    if (this.#picker.known && name && !usable(model)) return `No worker serves ${name} right now. It goes on when one starts.`;
     const place = answer?.waiting?.place;
     if (place == null) return "";
     if (place === 0) return "You are next in line";

@@ -18,7 +18,12 @@ export class SettingsPanel {
       if (open) placeUnder(panel, button);
     });
     panel.addEventListener("input", () => this.#read());
-    panel.addEventListener("keydown", (event) => event.key === "Enter" && event.target.matches("input") && panel.hidePopover());
+    panel.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !event.target.matches("input") || !event.target.reportValidity()) return;
+      event.preventDefault(); // closing moves the focus to the button, which the same key would press
+      panel.hidePopover();
+    });
+    panel.addEventListener("beforetoggle", (event) => event.newState === "closed" && this.#show()); // only what counts stays
     $("settings-reset").addEventListener("click", () => {
       this.values = { ...DEFAULTS };
       this.#keep();

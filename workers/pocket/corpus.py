@@ -34,6 +34,9 @@ _NUMBERS = {
 NUMBERS = {language: words.split() for language, words in _NUMBERS.items()}
 Message = tuple[str, str]  # role, text
 
+BARE = 0.02  # of the small dialogues are a greeting and nothing else: `hello.bare`
+SMALL_TALK = frozenset({"hello", "how-are-you", "thanks", "bye", "who-are-you", "abilities", "praise", "okay", "likes"})
+
 _CHOICE = re.compile(r"\{([^{}]*)\}|<([a-z-]+)>")
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[\u3400-\u9fff]")
 _DIGITS = frozenset("零一二兩三四五六七八九十")
@@ -105,7 +108,7 @@ def dialogue(rng: random.Random) -> list[Message]:
     messages: list[Message] = []
     if rng.random() < 0.2:
         messages.append(("system", rng.choice(phrases(language).sections["system"][0].asks)))
-    parts = rng.choices((1, 2, 3, rng.randint(4, 6), rng.randint(8, 20)), (50, 24, 13, 10, 3))[0]
+    parts = rng.choices((1, 2, 3, rng.randint(4, 6), rng.randint(8, 20)), (62, 19, 10, 7, 2))[0]
     for _ in range(parts):
         if rng.random() < 0.05:
             language = rng.choice(LANGUAGES)
@@ -163,7 +166,9 @@ def _sums(language: str) -> dict[str, list[str]]:
 
 def _part(rng: random.Random, say: Phrases) -> list[Message]:
     """One small dialogue: a sum, an unanswerable question, stories, or a section of the files, with what may follow."""
-    kind = rng.choices(("section", "unknown", "sum", "story", "joke"), (54, 17, 20, 5, 4))[0]
+    if rng.random() < BARE:
+        return [("user", say.ask(rng, "hello.bare")), ("assistant", say.answer(rng, "hello"))]
+    kind = rng.choices(("section", "unknown", "sum", "story", "joke"), (52, 15, 26, 4, 3))[0]
     if kind == "sum":
         return _sum(rng, say)
     if kind in ("story", "joke"):
@@ -178,7 +183,7 @@ def _part(rng: random.Random, say: Phrases) -> list[Message]:
 
 
 def _section(rng: random.Random, say: Phrases) -> str:
-    """A section that can begin a dialogue; those with more ways of asking come more often."""
+    """A section that can begin a dialogue; those with more ways of asking come more often, and so does small talk."""
     names, weights = _openings(say.language)
     return rng.choices(names, weights)[0]
 
@@ -188,7 +193,7 @@ def _openings(language: str) -> tuple[list[str], list[float]]:
     say = phrases(language)
     special = {"unknown", "system", "story", "joke"}
     names = [name for name in say.sections if name not in special and "." not in name]
-    return names, [len(say.sections[name][0].asks) ** 0.5 for name in names]
+    return names, [len(say.sections[name][0].asks) ** 0.5 * (1.5 if name in SMALL_TALK else 1.0) for name in names]
 
 
 def _follow(rng: random.Random, say: Phrases, name: str, turns: int) -> list[Message]:
@@ -257,7 +262,7 @@ def _numbers(rng: random.Random, adding: bool) -> tuple[int, int, int]:
 
 def _number(rng: random.Random, say: Phrases, value: int) -> str:
     """A number as a person writes it: mostly in digits."""
-    if rng.random() < 0.75:
+    if rng.random() < 0.7:
         return str(value)
     return "兩" if say.language == "zh" and value == 2 and rng.random() < 0.4 else NUMBERS[say.language][value]
 
