@@ -133,9 +133,9 @@ def _print_screen(running: fleet.Fleet, states: dict[str, ModelState]) -> None:
         else f"redis-cli -u {url}"
     )
     data = "" if running.config.data == data_folder() else f" --data {running.config.data}"
-    model = escape(str(running.models[0]))
+    source = escape(str(running.models[0]))
     out.print(f"\n  look inside    {redis_cli}    {_program('fleetchat')} status --watch{escape(data)}")
-    out.print(f"  add a worker   REDIS_URL={url} FLEETCHAT_MODEL={model} {_program('arq')} workers.Settings")
+    out.print(f"  add a worker   REDIS_URL={url} FLEETCHAT_MODEL={source} {_program('arq')} workers.Settings")
     out.print(f"  logs and data  {escape(str(running.config.data))}")
     out.print("  stop           Ctrl-C\n")
 
