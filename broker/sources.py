@@ -12,8 +12,8 @@ from broker.errors import SetupError
 from broker.registry import valid_name
 
 BUILT_IN = {
-    "echo": "repeats the prompt: for tests and development, no model behind it",
-    "pocket": "a small demo model that comes with FleetChat",
+    "echo": "Repeats the prompt: for tests and development, no model behind it",
+    "pocket": "A small demo model that comes with FleetChat",
 }
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 

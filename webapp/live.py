@@ -40,7 +40,6 @@ class Live:
         self._viewers: set[Viewer] = set()
         self._waiting: dict[tuple[Viewer, str], tuple[str, int | None]] = {}  # viewer and request -> model, place told
         self._look_now = asyncio.Event()
-        self._models: list[ModelState] = []
         self._news = b""
 
     @contextlib.asynccontextmanager

@@ -149,7 +149,6 @@ class FleetWorker(Worker):
             for task in self.tasks.values():
                 task.cancel()
         self.draining = True
-        self.allow_pick_jobs = False
         self._stop.set()
         self._wake.set()
 
