@@ -68,9 +68,9 @@ def user_message(text: str, parent: str, created: int) -> bytes:
 
 
 def title_of(text: str) -> str:
-    """The first words of a message, without the marks of Markdown before them."""
+    """The first words of a message, without Markdown's commonest marks."""
     line = " ".join(text.split())
-    line = line.lstrip("#>*-` ") or line
+    line = line.replace("**", "").replace("`", "").lstrip("#>*- ") or line
     if len(line) <= TITLE_CHARACTERS:
         return line
     cut = line[:TITLE_CHARACTERS]

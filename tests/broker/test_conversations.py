@@ -150,7 +150,14 @@ def test_history_leaves_out_what_came_to_nothing():
 
 @pytest.mark.parametrize(
     ("text", "title"),
-    [("hi", "hi"), ("a\n b", "a b"), ("word " * 30, "word " * 11 + "word…"), ("字" * 80, "字" * 60 + "…")],
+    [
+        ("hi", "hi"),
+        ("# A **bold** `x`", "A bold x"),
+        ("**", "**"),
+        ("a\n b", "a b"),
+        ("word " * 30, "word " * 11 + "word…"),
+        ("字" * 80, "字" * 60 + "…"),
+    ],
 )
 def test_a_title_is_the_first_words(text, title):
     assert conversations.title_of(text) == title

@@ -20,6 +20,7 @@ const RESUME_AGAIN_SECONDS = 2;
 const NOTICE_MS = 9000;
 const HINT = "Enter sends, Shift + Enter makes a new line. Answers can be wrong.";
 const LONG_TITLE = 28; // characters; longer ones are set smaller
+const AWAY = "The connection is away. The answer goes on when it is back, and then you can write again.";
 const BUSY = "Wait for the answer to end, or stop it with Esc.";
 const LOST = "This answer got lost: the server no longer has it. Try again to have it written anew.";
 
@@ -123,7 +124,7 @@ class ChatPage {
   #submit() {
     const text = this.#prompt.value;
     if (!text.trim()) return this.#prompt.focus();
-    if (this.#run) return this.#hint(BUSY, true);
+    if (this.#run) return this.#hint($("connection").hidden ? BUSY : AWAY, true);
     if (!usable(this.#picker.model)) return this.#hint(this.#obstacle(), true);
     this.#send(text);
   }
@@ -158,6 +159,7 @@ class ChatPage {
     const model = this.#picker.model;
     if (this.#run || !usable(model)) return this.#hint(this.#run ? BUSY : this.#obstacle(), true);
     this.#dropRefused();
+    $("notice").hidden = true; // it was about what went before
     const question = questionView(text);
     const view = this.#newView(model.name);
     this.#turns.append(question, view.element);
@@ -600,6 +602,7 @@ class ChatPage {
 
   #connected() {
     $("connection").hidden = true;
+    if ($("hint").textContent === AWAY) this.#hint(HINT);
     if (this.#connectedBefore) {
       this.#sidebar.refresh();
       this.#compare();
