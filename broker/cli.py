@@ -169,19 +169,12 @@ async def _tables(broker: Broker) -> list[Table]:
     return [_model_table(models), _worker_table(workers)]
 
 
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+
+
 def _model_table(models: list[ModelState]) -> Table:
-    table = Table(
-        "model",
-        "state",
-        "workers",
-        "busy",
-        "slots",
-        "waiting",
-        "tokens/s",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
+    table = _table("model", "state", "workers", "busy", "slots", "waiting", "tokens/s")
     for m in models:
         shown = m.to_map()
         table.add_row(
@@ -195,19 +188,7 @@ def _model_table(models: list[ModelState]) -> Table:
 
 
 def _worker_table(workers: list[WorkerState]) -> Table:
-    table = Table(
-        "worker",
-        "models",
-        "state",
-        "busy",
-        "slots",
-        "tokens/s",
-        "device",
-        "pid",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
+    table = _table("worker", "models", "state", "busy", "slots", "tokens/s", "device", "pid")
     for w in workers:
         values = [w.worker_id, *(w.fields.get(k, "") for k in ("models", "state", "busy", "slots", "tokens_per_s"))]
         device = " ".join(filter(None, (w.fields.get("device"), w.fields.get("dtype"))))

@@ -79,7 +79,7 @@ class Config:
         "FLEETCHAT_DRAIN_SECONDS", 25, "a stopping worker finishes answers this long, then hands them over", at_least=0
     )
     lease_seconds: float = _setting(
-        "FLEETCHAT_LEASE_SECONDS", 4, "a worker silent for this long loses its requests to the others", at_least=1
+        "FLEETCHAT_LEASE_SECONDS", 4, "a worker silent for this long loses its requests to the others", at_least=2
     )
     stall_seconds: float = _setting(
         "FLEETCHAT_STALL_SECONDS",

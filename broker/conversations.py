@@ -169,7 +169,9 @@ async def _own(broker: Broker, conversation_id: str, owner: str) -> Conversation
 
 
 async def _changed(broker: Broker, owner: str, conversation_id: str) -> None:
-    await broker.redis.publish(keys.events_of(owner), pack({"type": "changed", "conversation": conversation_id}))
+    await broker.redis.publish(
+        keys.events_of(owner), pack({"type": "event", "event": "changed", "conversation": conversation_id})
+    )
 
 
 def _conversation(conversation_id: str, record: dict[bytes, bytes]) -> Conversation | None:

@@ -20,7 +20,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from broker.errors import RedisAway
-from broker.tasks import beside
+from broker.tasks import beside, happens
 
 logger = logging.getLogger("fleetchat.listener")
 
@@ -55,9 +55,7 @@ class Mailbox:
     async def take(self, timeout: float | None = None) -> tuple[list[bytes], bool]:
         """All messages that are here, at least one unless there is a gap or the time is up; and whether there is a gap."""
         if not self._arrived.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._arrived.wait()
+            await happens(self._arrived, timeout)
         messages, gap = list(self._messages), self._gap
         self._messages.clear()
         self._gap = False
@@ -118,11 +116,8 @@ class Listener:
         try:
             if not known:
                 await self._send("SUBSCRIBE", key)
-            try:
-                async with asyncio.timeout(patience):
-                    await channel.confirmed.wait()
-            except TimeoutError:
-                raise RedisAway from None
+            if not await happens(channel.confirmed, patience):
+                raise RedisAway
             yield mailbox
         finally:
             channel.mailboxes.discard(mailbox)

@@ -120,8 +120,9 @@ async def workers(broker: Broker) -> list[WorkerState]:
 async def models(broker: Broker) -> list[ModelState]:
     """All models that have a card: ready ones first, then by rank and name. The first one is what a new page shows."""
     async with redis_errors():
-        living = await workers(broker)
+        # Cards first: a worker writes both at once, so whoever sees a new card sees its worker, too.
         cards = [ModelCard.decode(card) for card in (await broker.redis.hgetall(keys.MODELS)).values()]
+        living = await workers(broker)
         async with broker.redis.pipeline(transaction=False) as pipe:
             for card in cards:
                 pipe.zcard(keys.queue(card.name))

@@ -19,6 +19,15 @@ async def stop(*tasks: asyncio.Task[Any], again: float = 0.2) -> None:
         _, pending = await asyncio.wait(pending, timeout=again)
 
 
+async def happens(event: asyncio.Event, seconds: float | None) -> bool:
+    """Whether the event is set by then; None waits for ever."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 @asynccontextmanager
 async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run each coroutine as a task while the block runs. One that fails cancels the block, which then raises its error."""

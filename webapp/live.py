@@ -16,8 +16,7 @@ from broker import keys, queues, registry
 from broker.connection import Broker
 from broker.errors import FleetError
 from broker.messages import pack
-from broker.registry import ModelState
-from broker.tasks import beside
+from broker.tasks import beside, happens
 
 logger = logging.getLogger("fleetchat.live")
 
@@ -47,10 +46,6 @@ class Live:
         """Looking and listening while the block runs."""
         async with beside(self._look(), self._hear()):
             yield self
-
-    async def models(self) -> list[ModelState]:
-        """All models, as they are now."""
-        return await registry.models(self._broker)
 
     @contextlib.contextmanager
     def viewing(self, viewer: Viewer) -> Iterator[None]:
@@ -83,12 +78,8 @@ class Live:
 
     async def _look(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._look_now.wait()
+            if await happens(self._look_now, LOOK_SECONDS):
                 await asyncio.sleep(0.05)  # a burst of events is one look
-            except TimeoutError:
-                pass
             self._look_now.clear()
             if not self._viewers:
                 continue
@@ -101,7 +92,7 @@ class Live:
                 logger.exception("the look at the registry failed")
 
     async def _tell_models(self) -> None:
-        states = [m.to_map() for m in await self.models()]
+        states = [m.to_map() for m in await registry.models(self._broker)]
         news = pack({"type": "models", "models": states})
         if news != self._news:
             self._news = news

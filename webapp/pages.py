@@ -2,9 +2,9 @@
 
 from aiohttp import web
 
-from webapp.live import LIVE
+from broker import registry
 from webapp.session import SESSIONS
-from webapp.state import TEMPLATES
+from webapp.state import BROKER, TEMPLATES
 
 
 async def chat(request: web.Request) -> web.Response:
@@ -18,4 +18,4 @@ async def chat(request: web.Request) -> web.Response:
 
 async def models(request: web.Request) -> web.Response:
     """All models with their state, as the picker shows them."""
-    return web.json_response({"models": [m.to_map() for m in await request.app[LIVE].models()]})
+    return web.json_response({"models": [m.to_map() for m in await registry.models(request.app[BROKER])]})

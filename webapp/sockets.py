@@ -73,11 +73,11 @@ class Socket:
 
     async def take(self, message: Incoming) -> None:
         """Do what a message asks for, beside what else goes on. Refusing waits for the peer, so nothing piles up."""
-        if message.type != "stop" and len(self._tasks) >= STREAMS:
+        if message.type == "stop":
+            await self._do(message)
+        elif len(self._tasks) >= STREAMS:
             error = Overloaded(f"One page may follow {STREAMS} answers at once. Stop one, or wait.")
             await self.fail(error, message.tags())
-        elif message.type == "stop":
-            await self._do(message)
         else:
             task = asyncio.create_task(self._do(message))
             self._tasks.add(task)
@@ -101,9 +101,7 @@ class Socket:
         async with self.broker.listener.subscribe(keys.events_of(self.owner), limit=64, patience=None) as mailbox:
             while True:
                 events, gap = await mailbox.take()
-                if gap:
-                    events = [pack({"type": "changed"})]
-                await self.send(b"".join(_as_event(event) for event in events))
+                await self.send(pack({"type": "event", "event": "changed"}) if gap else b"".join(events))
 
     async def close(self) -> None:
         """Stop everything that was started for this socket."""
@@ -145,11 +143,6 @@ async def _receive(ws: web.WebSocketResponse, socket: Socket) -> None:
             await socket.fail(error, {"ref": ref} if isinstance(ref, str) else None)
             continue
         await socket.take(incoming)
-
-
-def _as_event(encoded: bytes) -> bytes:
-    event = unpack(encoded)
-    return pack({**event, "type": "event", "event": event["type"]})
 
 
 async def close_all(app: web.Application) -> None:

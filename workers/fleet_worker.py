@@ -1,6 +1,6 @@
 """arq's Worker with our loop, claim and finish.
 
-What stays arq's: the settings, running a job with its limits and log lines, cron, signals as the way to stop. What is
+What stays arq's: the settings, running a job with its limits and log lines, signals as the way to stop. What is
 ours: a job is picked up when a wake message comes and not at the next poll (the poll stays as safety net); the claim
 takes it out of the queue under a lease, from any of this worker's queues; finish and failure go through the scripts
 that end a request, whichever way arq takes. A lost Redis is waited for, and no job can end the process.
@@ -21,7 +21,7 @@ from broker import queues
 from broker.connection import Broker, keep_trying
 from broker.errors import BadRequest, FleetError, SetupError
 from broker.queues import Claim
-from broker.tasks import stop
+from broker.tasks import happens, stop
 from workers import lifecycle
 
 logger = logging.getLogger("fleetchat.worker")
@@ -65,16 +65,9 @@ class FleetWorker(Worker):
                     await self.record_health()
                 except (RedisError, OSError) as error:
                     logger.warning("Redis is away, waiting for it: %s", error)
-                await self._sleep()
+                await happens(self._wake, POLL_SECONDS)
+                self._wake.clear()
             await self._drain()
-
-    async def _sleep(self) -> None:
-        try:
-            async with asyncio.timeout(POLL_SECONDS):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
 
     def wake(self) -> None:
         """Look for work now."""
@@ -114,20 +107,18 @@ class FleetWorker(Worker):
 
     async def finish_job(self, job_id: str, finish: bool, *args: Any, **kwargs: Any) -> None:
         """The job returned, failed or was stopped (finish), or it is to be run again, elsewhere."""
-        broker = self.broker
         if finish:
             await self._end(job_id, FleetError())  # nothing happens if the job has written its last frame
         elif claim := self.claims.get(job_id):
-            await self._insist(lambda: queues.release(broker, claim))
+            await self._insist(lambda: queues.release(self.broker, claim))
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
         """arq could not start the job: expired, not msgpack, or an unknown function."""
         await self._end(job_id, BadRequest("The queued job could not be read, so it was given up."))
 
     async def _end(self, request_id: str, error: FleetError) -> None:
-        broker = self.broker
         if claim := self.claims.get(request_id):
-            await self._insist(lambda: queues.end(broker, claim, error))
+            await self._insist(lambda: queues.end(self.broker, claim, error))
 
     async def _insist(self, call: Callable[[], Awaitable[bool]]) -> None:
         try:

@@ -79,7 +79,7 @@ class Presence:
         while True:
             with contextlib.suppress(RedisError, OSError):
                 await self.beat()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(min(HEARTBEAT_SECONDS, self._broker.config.lease_seconds / 4))
 
     async def leave(self) -> None:
         """Out of the registry, at once; if Redis is away the silence says the same."""

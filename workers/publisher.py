@@ -21,6 +21,7 @@ from broker.connection import Broker, keep_trying
 from broker.messages import Frame
 from broker.queues import Claim
 from broker.streams import Written
+from broker.tasks import happens
 from workers.engine import Piece
 
 logger = logging.getLogger("fleetchat.publisher")
@@ -92,9 +93,8 @@ class Outgoing:
             self._publisher.lose(self, hand_over=False)
         elif result <= streams.GAP:
             has = streams.GAP - result
-            if (
-                has < self._start
-            ):  # what an earlier worker wrote is lost, so a new claim has to begin from what is there
+            if has < self._start:
+                # What an earlier worker wrote is lost, so a new claim has to begin from what is there.
                 self._publisher.lose(self, hand_over=True)
             else:
                 self._unsent = min(self._unsent, has - self._start)
@@ -142,11 +142,7 @@ class Publisher:
             await self._some.wait()
             pause = left + self._coalesce - time.monotonic()
             if pause > 0 and not self._urgent.is_set():
-                try:
-                    async with asyncio.timeout(pause):
-                        await self._urgent.wait()
-                except TimeoutError:
-                    pass
+                await happens(self._urgent, pause)
             self._some.clear()
             self._urgent.clear()
             waiting, self._waiting = self._waiting, {}
@@ -171,6 +167,7 @@ class Publisher:
             outgoing.answered(frame, result)
 
     def lose(self, outgoing: Outgoing, *, hand_over: bool) -> None:
+        """An answer is not this worker's any more, or is not to be: whoever waits for its end goes on."""
         if not outgoing.lost:
             outgoing.lost = True
             outgoing.ended.set()

@@ -72,7 +72,7 @@ local function save_answer(id, r, last, at)
   if redis.call('HGET', conversation, 'request') == id then redis.call('HDEL', conversation, 'request') end
   redis.call('ZADD', K.conversations(r.owner), at, r.conversation)
   redis.call('PUBLISH', K.events_of(r.owner),
-    cmsgpack.pack({type = 'ended', conversation = r.conversation, request_id = id}))
+    cmsgpack.pack({type = 'event', event = 'ended', conversation = r.conversation, request_id = id}))
 end
 
 -- Ends a request: the last frame, the state, out of queue and running, the message. Callers check that it has not ended.

@@ -33,7 +33,7 @@ if kept then
   redis.call('HSET', conversation, 'request', id, 'leaf', kept.parent, 'updated', at)
   redis.call('ZADD', K.conversations(owner), at, kept.conversation)
   redis.call('PUBLISH', K.events_of(owner),
-    cmsgpack.pack({type = 'began', conversation = kept.conversation, request_id = id}))
+    cmsgpack.pack({type = 'event', event = 'began', conversation = kept.conversation, request_id = id}))
 end
 
 -- Start-time fair queueing: a user's n-th waiting request stands with everybody's n-th. The fraction is the arrival order.

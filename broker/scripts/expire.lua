@@ -4,6 +4,7 @@
 -- Returns {workers pruned, requests returned to their queue, requests ended}
 run_when_full()
 local heartbeat_ms, grace_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local PAUSE_MS = 2000  -- sweeps are a second apart; more than this between two is a pause of all
 local waited, ran, lost = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4]), cmsgpack.unpack(ARGV[5])
 local at, returned, ended = now_ms(), 0, 0
 local last = tonumber(redis.call('GET', K.swept()) or at - 1000)
@@ -11,7 +12,7 @@ if at - last < 900 then return {0, 0, 0} end
 redis.call('SET', K.swept(), at)
 local models = redis.call('HKEYS', K.models())
 
-if at - last > heartbeat_ms / 2 then  -- Redis, or everybody, was away: nobody could renew anything, so all get their time again
+if at - last > math.max(heartbeat_ms / 2, PAUSE_MS) then  -- Redis, or everybody, was away: nobody could renew anything, so all get their time again
   local function start_anew(key, score)
     for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZADD', key, score, member) end
   end

@@ -229,6 +229,17 @@ async def test_a_pause_of_redis_is_nobodys_crash(broker):
     assert [w.decode() for w in await broker.redis.zrange(keys.WORKERS, 0, -1)] == ["w"]
 
 
+async def test_a_short_lease_runs_out_all_the_same(broker):
+    """Sweeps are a second apart, which must not pass for a pause of Redis."""
+    await queues.enqueue(broker, asked := request())
+    await claim(broker)
+    await pass_lease(broker, asked.request_id)
+    seconds, micros = await broker.redis.time()
+    await broker.redis.set("swept", seconds * 1000 + micros // 1000 - 1100)
+    error = pack(FleetError().to_map())
+    assert (await broker.scripts.expire(args=[2000, 30_000, error, error, error]))[1] == 1
+
+
 async def test_what_cannot_be_claimed_now_does_not_hide_what_stands_behind_it(broker):
     for _ in range(120):
         await queues.enqueue(broker, request(keep=False))  # nobody listens to these at the moment

@@ -181,7 +181,7 @@ async def test_a_dead_engine_ends_the_worker_and_leaves_the_registry(broker, wor
 async def test_a_hung_engine_ends_the_worker_and_its_answer_goes_on_elsewhere(broker, worker_in, monkeypatch):
     asked = request("/echo 4 2s", model="echo")
     monkeypatch.setattr(EchoEngine, "busy", True)
-    async with worker_in(stall_seconds=1, lease_seconds=1) as hung:
+    async with worker_in(stall_seconds=1, lease_seconds=2) as hung:
         task = asyncio.create_task(chat.answer(broker, asked))
         await eventually(lambda: hung.serving_ended)
         assert isinstance(hung.serving_ended, EngineStopped)
