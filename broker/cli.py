@@ -216,9 +216,8 @@ def ask(
     except UnicodeEncodeError:
         raise BadRequest("The text is not valid UTF-8.") from None
     messages = [Message("system", system)] if system else []
-    request = ChatRequest(
-        model, (*messages, Message("user", said)), Sampling(temperature, top_p, max_tokens, seed), owner=""
-    )
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    request = ChatRequest(model, (*messages, Message("user", said)), sampling)
     _run(_ask(_find_fleet(data), request))
 
 

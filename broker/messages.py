@@ -43,8 +43,23 @@ def new_id() -> str:
 class Message:
     """One turn of a conversation as a model sees it."""
 
-    role: str  # system, user or assistant
+    role: str  # system, developer, user, assistant or tool
     content: str
+    name: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()  # of an assistant, in OpenAI's form
+    tool_call_id: str = ""  # of a tool's answer: which call it answers
+
+    def to_map(self) -> dict[str, Any]:
+        """OpenAI's form: what is empty is absent, but for the content."""
+        return {k: v for k, v in asdict(self).items() if v or k == "content"}
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A form that the answer must have."""
+
+    kind: str  # json_schema, json_object, regex, choice or grammar
+    value: str = ""  # the schema as JSON, the regular expression, a JSON list of strings, or a grammar in Lark's syntax
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +68,35 @@ class Sampling:
 
     temperature: float = 0.7
     top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0  # least probability of a token, as a share of the likeliest one's
+    repetition_penalty: float = 1.0  # over prompt and answer
+    presence_penalty: float = 0.0  # over the answer, as OpenAI defines both
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
     max_tokens: int | None = None  # None: as many as the context has room for
+    min_tokens: int = 0  # before them neither an end token nor a stop string ends the answer
+    ignore_eos: bool = False
     seed: int = 0  # the same seed, prompt and weights give the same text
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None  # how many alternatives (0 to 20) come with each token's log-probability; None: nothing
+    prompt_logprobs: int | None = None  # the same for the tokens of the prompt
+    structure: Structure | None = None
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        """From the map that `asdict` makes; TypeError or ValueError when it is of a wrong shape."""
+        form = raw.get("structure")
+        return cls(
+            **_known(cls, raw)
+            | {
+                "stop": tuple(raw.get("stop", ())),
+                "stop_token_ids": tuple(raw.get("stop_token_ids", ())),
+                "logit_bias": tuple((int(i), float(bias)) for i, bias in raw.get("logit_bias", ())),
+                "structure": None if form is None else Structure(**_known(Structure, form)),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +109,9 @@ class ChatRequest:
     request_id: str = field(default_factory=new_id)
     owner: str = ""  # who asks; "" has no share of the queue to use up
     keep: bool = False  # an answer in a stored chat: only Stop or the time limit ends it
+    tools: tuple[Mapping[str, Any], ...] = ()  # what the model may call, in OpenAI's form
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, as enable_thinking
+    continue_final_message: bool = False  # the last message is the assistant's, and the answer goes on in it
 
     def encode(self) -> bytes:
         return pack(asdict(self))
@@ -80,10 +124,9 @@ class ChatRequest:
             return cls(
                 **_known(cls, raw)
                 | {
-                    "messages": tuple(Message(str(m["role"]), str(m["content"])) for m in raw["messages"]),
-                    "sampling": Sampling(
-                        **_known(Sampling, raw["sampling"]) | {"stop": tuple(raw["sampling"].get("stop", ()))}
-                    ),
+                    "messages": tuple(_message(m) for m in raw["messages"]),
+                    "sampling": Sampling.of(raw["sampling"]),
+                    "tools": tuple(raw.get("tools", ())),
                 }
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -99,6 +142,7 @@ class Frame:
     epoch: int  # how many workers have held the request so far
     text: str = ""
     kind: str = "text"  # text, reasoning or tool
+    logprobs: Sequence[Mapping[str, Any]] | None = None  # of each token, see `workers.engine.TokenLogprob`
     data: Any = None
     end: Mapping[str, Any] | None = None  # reason, usage, timings, error
 
@@ -111,6 +155,8 @@ class Frame:
         }
         if self.kind != "text":
             frame["kind"] = self.kind
+        if self.logprobs is not None:
+            frame["logprobs"] = self.logprobs
         if self.data is not None:
             frame["data"] = self.data
         if self.end is not None:
@@ -145,6 +191,11 @@ class ModelCard:
     def decode(cls, data: bytes) -> Self:
         raw = unpack(data)
         return cls(**_known(cls, raw) | {"abilities": tuple(raw.get("abilities", ()))})
+
+
+def _message(raw: Mapping[str, Any]) -> Message:
+    more = {key: str(raw[key]) for key in ("name", "tool_call_id") if raw.get(key)}
+    return Message(str(raw["role"]), str(raw["content"]), tool_calls=tuple(raw.get("tool_calls", ())), **more)
 
 
 def _known(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What `--model` and FLEETCHAT_MODEL take: a folder, a hub id, a built-in, or `NAME=` before any of them.
+"""What `--model` and FLEETCHAT_MODEL take, and the TOML file that lists models with all that can be said of them.
 
-Comes in: that text. Goes out: the name under which the fleet knows the model, and where its weights are. Nothing is
-loaded here, so the command can refuse a spelling mistake before it starts anything.
+Comes in: a folder, a hub id, the address of a server that speaks OpenAI's protocol, or a built-in, with `NAME=` before
+it; or the name of a model in FLEETCHAT_MODELS_FILE. Goes out: the name under which the fleet knows the model, and where
+it is. Nothing is loaded here, so the command can refuse a spelling mistake before it starts anything.
 """
 
 import re
@@ -15,19 +16,40 @@ BUILT_IN = {
     "echo": "Repeats the prompt: for tests and development, no model behind it",
     "pocket": "A small demo model that comes with FleetChat",
 }
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model's name in the fleet, and a folder, hub id or built-in to get it from."""
+    """A model's name in the fleet, where to get it from, and what its operator says of it."""
 
     name: str
-    source: str
+    source: str  # a folder, hub id or built-in; of a remote model the server's address, as http://host:8000/v1
+    revision: str = ""  # of a hub id: branch, tag or commit
+    trust_remote_code: bool = False  # run the Python code that comes with the model
+    chat_template: str = ""  # a jinja file in place of the model's own template
+    upstream: str = ""  # a remote model's name over there; "" is `name`
+    key_env: str = ""  # the environment variable that holds a remote server's key
+    key_file: str = ""  # or the file
+    context: int = 0  # tokens; 0: the model or the server says it
+    description: str = ""
+    licence: str = ""
+
+    @property
+    def engine(self) -> str:
+        """Which engine runs it: echo, remote or torch."""
+        if self.source == "echo":
+            return "echo"
+        return "remote" if self.source.startswith(("http://", "https://")) else "torch"
 
     @property
     def needs_torch(self) -> bool:
-        return self.source != "echo"
+        return self.engine == "torch"
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a folder with a LoRA adapter, to be served on its base."""
+        return (Path(self.source) / "adapter_config.json").is_file()
 
     def __str__(self) -> str:
         return self.source if self.name == self.source else f"{self.name}={self.source}"

@@ -30,7 +30,8 @@ class Settings(_Closed):
 
     def sampling(self, seed: int) -> Sampling:
         """For the engine; `seed` unless the page sent one."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens, seed if self.seed is None else self.seed)
+        seed = seed if self.seed is None else self.seed
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)
 
 
 class Incoming(_Closed):

@@ -62,7 +62,7 @@ async def chat(ctx: dict[str, Any], request_id: str) -> None:
 
 
 async def _write(engine: Engine, request: ChatRequest, earlier: Earlier, outgoing: Outgoing) -> str:
-    async with engine.generate(request.request_id, request.messages, request.sampling, earlier.ids) as pieces:
+    async with engine.generate(request, earlier.ids) as pieces:
         outgoing.prompt_tokens = pieces.prompt_tokens
         async for piece in pieces:
             if piece.text or piece.token_ids:

@@ -107,7 +107,13 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         def progress(percent: int) -> None:
             presence.card = replace(presence.card, progress=percent)
 
-        options = EngineOptions(resolve(model.source), config.slots, config.device, config.dtype, config.cache_mb)
+        options = EngineOptions(
+            (replace(model, source=resolve(model.source)),),
+            config.slots,
+            config.device,
+            config.dtype,
+            cache_mb=config.cache_mb,
+        )
         try:
             engine = await _unless_stopped(worker, open_engine(options, progress))
         except ModelUnusable as error:
@@ -120,7 +126,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             return
         stack.push_async_callback(engine.close)
         presence.engine = engine
-        presence.card = replace(presence.card, state="ready", progress=100, context=engine.context)
+        presence.card = replace(presence.card, state="ready", progress=100, context=engine.cards[0].context)
         worker.max_jobs = engine.slots
         worker.ctx |= {
             "broker": broker,
@@ -142,7 +148,11 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         await _unless_stopped(worker, keep_trying(presence.beat))  # Redis may come later than its workers
         worker.models = [model.name]
         logger.info(
-            "%s serves %s: %d tokens of context, %d slots", presence.worker_id, model.name, engine.context, engine.slots
+            "%s serves %s: %d tokens of context, %d slots",
+            presence.worker_id,
+            model.name,
+            engine.cards[0].context,
+            engine.slots,
         )
         yield broker
 

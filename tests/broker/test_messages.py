@@ -3,11 +3,21 @@ import pickle
 import pytest
 
 from broker.errors import BadRequest, FleetError, QueueFull, from_map
-from broker.messages import ChatRequest, Frame, Message, ModelCard, Sampling, new_id, pack, unpack
+from broker.messages import ChatRequest, Frame, Message, ModelCard, Sampling, Structure, new_id, pack, unpack
 
 
 def test_a_request_comes_back_as_it_was():
-    request = ChatRequest("m", (Message("user", "你好 🙂"),), Sampling(0.0, 0.9, 12, 7, ("END",)), owner="o", keep=True)
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = (
+        Message("user", "你好 🙂"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "x", tool_call_id="c"),
+    )
+    sampling = Sampling(
+        0.0, 0.9, max_tokens=12, seed=7, stop=("END",), logit_bias=((5, -1.5),), structure=Structure("choice", '["a"]')
+    )
+    tool = {"type": "function", "function": {"name": "f"}}
+    request = ChatRequest("m", messages, sampling, owner="o", keep=True, tools=(tool,), template_kwargs={"think": True})
     assert ChatRequest.decode(request.encode()) == request
 
 

@@ -96,10 +96,12 @@ async def test_a_real_model_through_the_queue(broker, worker_in, tiny):
     async with worker_in(model=f"tiny={tiny}"):
         shown = (await state(broker)).to_map()  # type: ignore[union-attr]
         assert (shown["state"], shown["progress"], shown["context"]) == ("ready", 100, 512)
-        asked = [request(f"hello {i}", model="tiny", sampling=Sampling(1.0, 1.0, 30, seed=i)) for i in range(8)]
+        asked = [request(f"hello {i}", model="tiny", sampling=Sampling(1.0, max_tokens=30, seed=i)) for i in range(8)]
         answers = await asyncio.gather(*(chat.answer(broker, a) for a in asked))
         again = [
-            await chat.answer(broker, request(f"hello {i}", model="tiny", sampling=Sampling(1.0, 1.0, 30, seed=i)))
+            await chat.answer(
+                broker, request(f"hello {i}", model="tiny", sampling=Sampling(1.0, max_tokens=30, seed=i))
+            )
             for i in range(3)
         ]
         assert [a.text for a in answers[:3]] == [a.text for a in again], "the same whatever else runs"
@@ -130,7 +132,7 @@ async def test_a_killed_workers_sampled_answer_goes_on_byte_for_byte(broker, val
     model = f"tiny={tiny}"
     async with worker_in(model=model):
         for seed in range(60):  # until a long one: most end early
-            sampling = Sampling(1.0, 0.95, 400, seed=seed)
+            sampling = Sampling(1.0, 0.95, max_tokens=400, seed=seed)
             undisturbed = await chat.answer(broker, request("tell me", model="tiny", sampling=sampling))
             if undisturbed.usage["completion_tokens"] > 150:
                 break

@@ -1,19 +1,36 @@
 """What turns a prompt into pieces of text: the protocol, and the choice of an implementation.
 
-An engine knows models and tokens. It knows no Redis, no jobs and no web. Two implementations: `torch` (transformers, in
-this process) and `echo` (no model; for development, load tests and fault tests).
+An engine knows models and tokens. It knows no Redis, no jobs and no web. Three implementations: `torch` (transformers,
+in this process), `remote` (any server that speaks OpenAI's protocol) and `echo` (no model; for development, load tests
+and fault tests).
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
-from broker.messages import Message, Sampling
+from broker.messages import ChatRequest, ModelCard
+from broker.sources import ModelSource
 
 Progress = Callable[[int], None]
 """Called from any thread with the percentage of the model that is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and how likely the model found it, before temperature and everything else that sampling does."""
+
+    token_id: int
+    token: bytes  # its text; bytes, since a token may be half a character
+    logprob: float  # natural logarithm
+    top: tuple["TokenLogprob", ...] = ()  # the likeliest tokens at this place, falling
+
+    def to_map(self) -> dict[str, Any]:
+        """What travels in a frame."""
+        found = {"token_id": self.token_id, "token": self.token, "logprob": self.logprob}
+        return found | {"top": [other.to_map() for other in self.top]} if self.top else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +40,15 @@ class Piece:
     text: str
     token_ids: tuple[int, ...] = ()
     kind: str = "text"
-    finish: str | None = None  # stop (end token or stop string) or length
+    finish: str | None = None  # stop (end token or stop string), length, or tool_calls
+    logprobs: tuple[TokenLogprob, ...] | None = None  # one per token, when asked for
+    data: Any = None  # tool calls, and in the first piece {"prompt_logprobs": [...]} when asked for
 
 
 class Pieces(Protocol):
     """One answer as it is being made. Iterating ends after the piece with `finish`."""
 
-    prompt_tokens: int
+    prompt_tokens: int  # 0 while it is not known
 
     def __aiter__(self) -> AsyncIterator[Piece]: ...
 
@@ -37,7 +56,7 @@ class Pieces(Protocol):
 class Engine(Protocol):
     """Answers many requests at once, each as pieces of text."""
 
-    context: int  # tokens that prompt and answer may have together
+    cards: tuple[ModelCard, ...]  # the models it answers for, with context, parent and abilities
     slots: int  # requests that it runs at once
     device: str
     dtype: str
@@ -58,9 +77,7 @@ class Engine(Protocol):
         """Whether some answer waits for its next token: then `steps` has to move."""
         ...
 
-    def generate(
-        self, request_id: str, messages: Sequence[Message], sampling: Sampling, said: Sequence[int] = ()
-    ) -> AbstractAsyncContextManager[Pieces]:
+    def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AbstractAsyncContextManager[Pieces]:
         """Enter to start, leave to stop: leaving early frees the slot before the next step but one.
 
         Args:
@@ -69,6 +86,7 @@ class Engine(Protocol):
 
         Raises:
             PromptTooLong: on entering, before any cache is taken; the message has both counts.
+            BadRequest: a parameter, tool or structure that this engine or model cannot do; it is named.
             EngineFailed: while iterating, when the step that this request was in failed.
         """
         ...
@@ -82,20 +100,20 @@ class Engine(Protocol):
 class EngineOptions:
     """What an engine is opened with."""
 
-    source: str  # a folder, a hub id, or the name of a built-in
+    models: tuple[ModelSource, ...]  # a base with its adapters, remote models, or a built-in
     slots: int = 32
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     cache_mb: int = 0  # memory for the key-value cache; 0 picks a sane part of what is free
 
 
 async def open_engine(options: EngineOptions, progress: Progress) -> Engine:
-    """The engine for a model, loaded and ready.
+    """The engine for some models, loaded and ready.
 
     Raises:
-        ModelUnusable: with one sentence that says what is wrong with the model or what is missing here.
+        ModelUnusable: with one sentence that says what is wrong with a model or what is missing here.
     """
-    name = "echo" if options.source == "echo" else "torch"
-    module = import_module(f"workers.engine.{name}_engine")
+    module = import_module(f"workers.engine.{options.models[0].engine}_engine")
     engine: Engine = await module.open_engine(options, progress)
     return engine

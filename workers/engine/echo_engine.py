@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from broker.errors import PromptTooLong
-from broker.messages import Message, Sampling
+from broker.messages import ChatRequest, ModelCard
 from workers.engine import EngineOptions, Piece, Progress
 
 CONTEXT = 131_072
@@ -40,21 +40,20 @@ class EchoPieces:
 class EchoEngine:
     """See `workers.engine.Engine`."""
 
-    context = CONTEXT
     device = "cpu"
     dtype = ""
     resumable = True
     alive = True
     busy = False  # a word that comes late is no hung engine
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, name: str, slots: int) -> None:
+        self.cards = (ModelCard(name, context=CONTEXT),)
         self.slots = slots
         self.steps = 0
 
     @asynccontextmanager
-    async def generate(
-        self, request_id: str, messages: Sequence[Message], sampling: Sampling, said: Sequence[int] = ()
-    ) -> AsyncIterator[EchoPieces]:
+    async def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AsyncIterator[EchoPieces]:
+        messages, sampling = request.messages, request.sampling
         prompt_tokens = sum(len(m.content.split()) for m in messages)
         if prompt_tokens >= CONTEXT:
             raise PromptTooLong(f"The prompt has {prompt_tokens} tokens, and echo takes {CONTEXT}.")
@@ -73,4 +72,4 @@ class EchoEngine:
 async def open_engine(options: EngineOptions, progress: Progress) -> EchoEngine:
     """Ready at once."""
     progress(100)
-    return EchoEngine(options.slots)
+    return EchoEngine(options.models[0].name, options.slots)

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from broker.errors import BadRequest, EngineFailed, ModelUnusable, PromptTooLong
-from broker.messages import Message, Sampling
+from broker.messages import ChatRequest, Message, ModelCard
 from workers.engine import EngineOptions, Piece, Progress
 from workers.engine.batching import Batcher, Step, Stream
 from workers.engine.model import Loaded, load
@@ -47,7 +47,7 @@ async def open_engine(options: EngineOptions, progress: Progress) -> "TorchEngin
         progress(percent)
 
     def work() -> TorchEngine:
-        return TorchEngine(load(options.source, options.device, options.dtype, tell), options, loop)
+        return TorchEngine(load(options.models[0].source, options.device, options.dtype, tell), options, loop)
 
     try:
         return await _in_daemon(work)
@@ -79,13 +79,14 @@ class TorchEngine:
         try:
             self._batcher = Batcher(loaded, options.slots, options.cache_mb, self._cross)
         except Exception as error:  # the model's own code runs here for the first time
-            logger.debug("the first step of %s failed", options.source, exc_info=True)
-            raise ModelUnusable(f"{options.source} was loaded but cannot be run: {error!r}.") from error
+            logger.debug("the first step of %s failed", options.models[0].source, exc_info=True)
+            raise ModelUnusable(f"{options.models[0].source} was loaded but cannot be run: {error!r}.") from error
         self.context = min(loaded.context, self._batcher.longest)
         if self.context < loaded.context:
             logger.warning("the cache holds %d of the %d tokens of context", self.context, loaded.context)
         megabytes, tokens = self._batcher.cache_bytes / 2**20, f"{self._batcher.cache_tokens:,}".replace(",", " ")
         logger.info("cache %.0f MB, %s tokens", megabytes, tokens)
+        self.cards = (ModelCard(options.models[0].name, context=self.context),)
         self._batcher.start()
 
     @property
@@ -104,11 +105,10 @@ class TorchEngine:
         return bool(self._answers)
 
     @asynccontextmanager
-    async def generate(
-        self, request_id: str, messages: Sequence[Message], sampling: Sampling, said: Sequence[int] = ()
-    ) -> AsyncIterator["Answer"]:
+    async def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AsyncIterator["Answer"]:
         """One answer; see the protocol."""
-        prompt = await self._encode(messages)
+        sampling = request.sampling
+        prompt = await self._encode(request.messages)
         room = self.context - len(prompt)
         if room < 1:
             raise PromptTooLong(

@@ -7,11 +7,23 @@ from typing import Any
 
 import pytest
 
+from broker.messages import ChatRequest, Message, Sampling
+from broker.sources import ModelSource
 from tests.tiny_model import build
 from workers.engine import EngineOptions
 from workers.engine.torch_engine import TorchEngine, open_engine
 
 Open = Callable[..., Awaitable[TorchEngine]]
+
+
+def request(text: str, sampling: Sampling, **more: Any) -> ChatRequest:
+    """One user message for the model `m`."""
+    return ChatRequest(**{"model": "m", "messages": (Message("user", text),), "sampling": sampling} | more)
+
+
+def options(folder: Path, **more: Any) -> EngineOptions:
+    """The model in `folder` as `m`, on the CPU."""
+    return EngineOptions((ModelSource("m", str(folder)),), **{"device": "cpu"} | more)
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +37,8 @@ async def opened(folder: Path) -> AsyncIterator[Open]:
     """Opens engines; what it opened is closed after the test."""
     async with AsyncExitStack() as stack:
 
-        async def open_(source: Path = folder, **options: Any) -> TorchEngine:
-            told = {"slots": 8, "device": "cpu", "cache_mb": 4} | options
-            engine = await open_engine(EngineOptions(str(source), **told), lambda percent: None)
+        async def open_(source: Path = folder, **more: Any) -> TorchEngine:
+            engine = await open_engine(options(source, **{"slots": 8, "cache_mb": 4} | more), lambda percent: None)
             stack.push_async_callback(engine.close)
             return engine
 

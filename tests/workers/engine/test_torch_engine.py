@@ -14,10 +14,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from broker.errors import EngineFailed, ModelUnusable, PromptTooLong
-from broker.messages import Message, Sampling
+from broker.messages import Sampling
 from tests.tiny_model import VOCAB, build
-from tests.workers.engine.conftest import Open
-from workers.engine import EngineOptions, Piece
+from tests.workers.engine.conftest import Open, options, request
+from workers.engine import Piece
 from workers.engine.torch_engine import TorchEngine, open_engine
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
@@ -28,7 +28,7 @@ async def ask(
     engine: TorchEngine, text: str, sampling: Sampling = GREEDY, said: Sequence[int] = ()
 ) -> tuple[list[int], str, str | None]:
     """An answer: token ids, text and why it ended."""
-    async with engine.generate("r", [Message("user", text)], sampling, said) as answer:
+    async with engine.generate(request(text, sampling), said) as answer:
         pieces = [piece async for piece in answer]
     assert [p.finish for p in pieces[:-1]] == [None] * (len(pieces) - 1)
     return [i for p in pieces for i in p.token_ids], "".join(p.text for p in pieces), pieces[-1].finish
@@ -90,7 +90,7 @@ async def test_seeded_answers_are_the_same_alone_and_together(engine: TorchEngin
 @pytest.mark.timeout(60)
 async def test_a_resumed_answer_goes_on_as_if_nothing_had_been(engine: TorchEngine) -> None:
     for sampling in (*SEEDED[:2], GREEDY, Sampling(0.9, max_tokens=30, seed=3, stop=("e", "qu"))):
-        async with engine.generate("r", [Message("user", "Hello")], sampling) as answer:
+        async with engine.generate(request("Hello", sampling)) as answer:
             pieces = [piece async for piece in answer]
         whole = "".join(p.text for p in pieces)
         for split in range(len(pieces)):
@@ -115,7 +115,7 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_slot(engine: TorchEng
     stop = text[8:11]
     cut = text.index(stop)
     sampling = Sampling(0.9, 1.0, max_tokens=500, seed=0, stop=("never this", stop))
-    async with engine.generate("r", [Message("user", "Hello")], sampling) as answer:
+    async with engine.generate(request("Hello", sampling)) as answer:
         pieces = [piece async for piece in answer]
         assert "".join(p.text for p in pieces) == text[:cut]
         assert pieces[-1].finish == "stop"
@@ -124,7 +124,7 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_slot(engine: TorchEng
 
 async def test_a_prompt_that_is_too_long_is_refused_with_both_counts(engine: TorchEngine) -> None:
     with pytest.raises(PromptTooLong, match=r"\d{3,} tokens and this model takes 512"):
-        async with engine.generate("r", [Message("user", "long words " * 500)], GREEDY):
+        async with engine.generate(request("long words " * 500, GREEDY)):
             pass
     assert engine._batcher.free_share() == 1
 
@@ -132,15 +132,15 @@ async def test_a_prompt_that_is_too_long_is_refused_with_both_counts(engine: Tor
 async def test_max_tokens_is_limited_to_the_room(engine: TorchEngine) -> None:
     for max_tokens in (None, 10_000):
         sampling = Sampling(temperature=1.0, seed=4, max_tokens=max_tokens)
-        async with engine.generate("r", [Message("user", "ab " * 160)], sampling) as answer:
+        async with engine.generate(request("ab " * 160, sampling)) as answer:
             ids = [i async for piece in answer for i in piece.token_ids]
             assert answer.prompt_tokens + len(ids) <= engine.context
 
 
 async def test_what_people_write_is_never_a_control_token(engine: TorchEngine) -> None:
-    async with engine.generate("r", [Message("user", "plain")], GREEDY) as answer:
+    async with engine.generate(request("plain", GREEDY)) as answer:
         plain = answer.prompt_tokens
-    async with engine.generate("r", [Message("user", "plain<|im_end|>")], GREEDY) as answer:
+    async with engine.generate(request("plain<|im_end|>", GREEDY)) as answer:
         assert answer.prompt_tokens > plain + 1
 
 
@@ -149,7 +149,7 @@ async def test_leaving_early_frees_slot_and_cache(engine: TorchEngine) -> None:
     rng = random.Random(0)
 
     async def leave(i: int) -> None:
-        async with engine.generate(f"r{i}", [Message("user", f"{i} " * rng.randrange(1, 80))], Sampling(1.0)) as answer:
+        async with engine.generate(request(f"{i} " * rng.randrange(1, 80), Sampling(1.0))) as answer:
             for _ in range(rng.randrange(4)):
                 await anext(answer)
 
@@ -166,7 +166,7 @@ async def test_leaving_early_frees_slot_and_cache(engine: TorchEngine) -> None:
 
 
 async def test_a_cancelled_request_is_gone_before_the_next_step_but_one(engine: TorchEngine) -> None:
-    async with engine.generate("r", [Message("user", "Hello")], Sampling(1.0, seed=7)) as answer:
+    async with engine.generate(request("Hello", Sampling(1.0, seed=7))) as answer:
         await anext(answer)
     steps = engine.steps
     await settled(engine)
@@ -204,7 +204,7 @@ async def test_a_failed_step_ends_only_its_requests(engine: TorchEngine) -> None
             failures -= 1
             raise RuntimeError("a cosmic ray")
 
-    async with engine.generate("r", [Message("user", "Hello")], GREEDY) as hit:
+    async with engine.generate(request("Hello", GREEDY)) as hit:
         await anext(hit)
         handle = engine._batcher.model.register_forward_pre_hook(fail)
         with pytest.raises(EngineFailed):
@@ -245,7 +245,7 @@ async def test_logits_that_are_not_finite_end_the_request(engine: TorchEngine) -
 
 async def test_closing_ends_what_is_under_way(opened: Open) -> None:
     engine = await opened()
-    async with engine.generate("r", [Message("user", "Hello")], Sampling(1.0, seed=7)) as answer:
+    async with engine.generate(request("Hello", Sampling(1.0, seed=7))) as answer:
         await anext(answer)
         begin = time.perf_counter()
         await engine.close()
@@ -258,7 +258,7 @@ async def test_closing_ends_what_is_under_way(opened: Open) -> None:
 
 async def test_a_slow_reader_gets_fewer_pieces_and_the_same_answer(engine: TorchEngine) -> None:
     expected = await ask(engine, "Hello", SEEDED[2])
-    async with engine.generate("r", [Message("user", "Hello")], SEEDED[2]) as answer:
+    async with engine.generate(request("Hello", SEEDED[2])) as answer:
         await ask(engine, "somebody else", Sampling(1.0, max_tokens=60, seed=1))
         pieces: list[Piece] = [piece async for piece in answer]
     assert len(pieces) < 5
@@ -283,7 +283,7 @@ async def test_loading_reports_progress_and_leaves_the_loop_free(folder: Path) -
             await asyncio.sleep(0.001)
 
     ticker = asyncio.create_task(tick())
-    engine = await open_engine(EngineOptions(str(folder), device="cpu", cache_mb=1), percents.append)
+    engine = await open_engine(options(folder, device="cpu", cache_mb=1), percents.append)
     ticker.cancel()
     await engine.close()
     assert (percents[0], percents[-1]) == (0, 100)
@@ -300,7 +300,7 @@ async def test_loading_can_be_given_up(folder: Path) -> None:
         loop.call_soon_threadsafe(reached.set)
         time.sleep(0.05)
 
-    task = asyncio.create_task(open_engine(EngineOptions(str(folder), device="cpu", cache_mb=1), slow))
+    task = asyncio.create_task(open_engine(options(folder, device="cpu", cache_mb=1), slow))
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
