@@ -27,6 +27,7 @@ async def ask(
         FleetError: on entering, if it is not accepted; nothing has been queued then.
     """
     check_size(broker, request)
+    request.sampling.check()
     await registry.find(broker, request.model)
     async with streams.read(broker, request.request_id) as reader:
         reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)

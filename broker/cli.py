@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import webbrowser
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,6 @@ from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, SetupError
 from broker.messages import ChatRequest, Message, Sampling
 from broker.registry import ModelState, WorkerState
-from broker.sources import ModelSource
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +40,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 LOOK_SECONDS = 1.0
 REDIS_SECONDS = 3.0
+SHOWN = 3  # names of a worker's models in its line
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder for conversations and logs.", show_default=False)
@@ -62,7 +62,8 @@ def main() -> None:
 @app.command()
 def up(
     model: Annotated[
-        list[str] | None, typer.Option(help="A folder, a hub id, echo, pocket, or NAME=any; repeats.")
+        list[str] | None,
+        typer.Option(help="What a worker serves: a folder, a hub id, echo, NAME=any, several with commas; repeats."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address the web app listens on.", show_default="127.0.0.1")] = None,
     port: Annotated[
@@ -71,19 +72,19 @@ def up(
     data: DataOption = None,
     browser: Annotated[bool, typer.Option(help="Open the page when it is ready.")] = True,
 ) -> None:
-    """Start a whole fleet on this machine: Valkey, a worker for each model, and the web app."""
+    """Start a whole fleet on this machine: Valkey, a worker for each --model, and the web app."""
     changes: dict[str, Any] = {"host": host, "port": port, "data": data}
     config = replace(Config.from_env(), **{k: v for k, v in changes.items() if v is not None})
-    models = [sources.parse(text) for text in model or [config.model]]
-    asyncio.run(_up(config, models, browser))
+    groups = sources.for_fleet(model or list(filter(None, [config.model])), config.models_file)
+    asyncio.run(_up(config, groups, browser))
 
 
-async def _up(config: Config, models: list[ModelSource], browser: bool) -> None:
+async def _up(config: Config, groups: Sequence[fleet.Group], browser: bool) -> None:
     stop = asyncio.Event()
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
     out.print("Starting …" if not out.is_terminal else "[dim]Starting … Ctrl-C stops it.[/dim]")
-    watched = asyncio.create_task(_watch(config, models, browser))
+    watched = asyncio.create_task(_watch(config, groups, browser))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({watched, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not watched.done():
@@ -96,9 +97,9 @@ async def _up(config: Config, models: list[ModelSource], browser: bool) -> None:
     out.print("Stopped.")
 
 
-async def _watch(config: Config, models: list[ModelSource], browser: bool) -> None:
+async def _watch(config: Config, groups: Sequence[fleet.Group], browser: bool) -> None:
     """The screen: the address and the models once they are there, then a line for each thing that changes."""
-    async with fleet.running(config, models, lambda line: out.print(f"[yellow]{escape(line)}[/yellow]")) as running:
+    async with fleet.running(config, groups, lambda line: out.print(f"[yellow]{escape(line)}[/yellow]")) as running:
         await running.wait_until_ready()
         states = await running.states()
         _print_screen(running, states)
@@ -133,9 +134,11 @@ def _print_screen(running: fleet.Fleet, states: dict[str, ModelState]) -> None:
         else f"redis-cli -u {url}"
     )
     data = "" if running.config.data == data_folder() else f" --data {running.config.data}"
-    source = escape(str(running.models[0]))
+    model, file = running.models[0], running.config.models_file
+    serves = f"FLEETCHAT_MODELS_FILE={file.resolve()} " if model.listed and file else ""
+    serves = escape(f"{serves}FLEETCHAT_MODEL={model}")
     out.print(f"\n  look inside    {redis_cli}    {_program('fleetchat')} status --watch{escape(data)}")
-    out.print(f"  add a worker   REDIS_URL={url} FLEETCHAT_MODEL={source} {_program('arq')} workers.Settings")
+    out.print(f"  add a worker   REDIS_URL={url} {serves} {_program('arq')} workers.Settings")
     out.print(f"  logs and data  {escape(str(running.config.data))}")
     out.print("  stop           Ctrl-C\n")
 
@@ -178,7 +181,7 @@ def _model_table(models: list[ModelState]) -> Table:
     for m in models:
         shown = m.to_map()
         table.add_row(
-            escape(m.card.name),
+            escape(f"{m.card.name} on {m.card.parent}" if m.card.parent else m.card.name),
             escape(_state_text(m)),
             *(str(shown[k]) for k in ("workers", "running", "slots", "waiting", "tokens_per_s")),
         )
@@ -190,7 +193,9 @@ def _model_table(models: list[ModelState]) -> Table:
 def _worker_table(workers: list[WorkerState]) -> Table:
     table = _table("worker", "models", "state", "busy", "slots", "tokens/s", "device", "pid")
     for w in workers:
-        values = [w.worker_id, *(w.fields.get(k, "") for k in ("models", "state", "busy", "slots", "tokens_per_s"))]
+        names, more = w.models[:SHOWN], len(w.models) - SHOWN
+        served = " ".join([*names, f"+{more}"] if more > 0 else names)
+        values = [w.worker_id, served, *(w.fields.get(k, "") for k in ("state", "busy", "slots", "tokens_per_s"))]
         device = " ".join(filter(None, (w.fields.get("device"), w.fields.get("dtype"))))
         table.add_row(*map(escape, [*values, device, w.fields.get("pid", "")]))
     if not workers:

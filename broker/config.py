@@ -21,10 +21,17 @@ def data_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fleetchat"
 
 
-def _setting(variable: str, default: Any, about: str, *, at_least: float = 0, at_most: float = math.inf) -> Any:
-    return field(
-        default=default, metadata={"variable": variable, "about": about, "at_least": at_least, "at_most": at_most}
-    )
+def _setting(
+    variable: str,
+    default: Any,
+    about: str,
+    *,
+    at_least: float = 0,
+    at_most: float = math.inf,
+    one_of: tuple[str, ...] = (),
+) -> Any:
+    limits = {"at_least": at_least, "at_most": at_most, "one_of": one_of}
+    return field(default=default, metadata={"variable": variable, "about": about} | limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +51,20 @@ class Config:
     )
     model: str = _setting(
         "FLEETCHAT_MODEL",
-        "pocket",
-        "what a worker serves: a folder, a hub id, `echo`, `pocket`, or `NAME=` before any of them",
+        "",
+        "what a worker serves, `--model` has the forms; without it all remote models of the models file, without one `pocket`",
     )
+    models_file: Path | None = _setting("FLEETCHAT_MODELS_FILE", None, "TOML file that lists models")
     slots: int = _setting("FLEETCHAT_SLOTS", 32, "answers that one worker writes at once", at_least=1)
     device: str = _setting("FLEETCHAT_DEVICE", "auto", "`cuda`, `mps`, `xpu`, `npu`, `cpu`, or `auto`")
     dtype: str = _setting(
         "FLEETCHAT_DTYPE", "auto", "`float32`, `bfloat16`, `float16`; `auto` is the checkpoint's, on a CPU float32"
+    )
+    quantization: str = _setting(
+        "FLEETCHAT_QUANTIZATION",
+        "none",
+        "weights in 8 or 4 bits: `int8`, `int4`, or `none`",
+        one_of=("none", "int8", "int4"),
     )
     cache_mb: int = _setting(
         "FLEETCHAT_CACHE_MB",
@@ -110,15 +124,18 @@ class Config:
 
 
 def _write(value: Any) -> str:
+    if value is None:
+        return ""
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _read(f: Any, text: str) -> Any:
-    variable, at_least, at_most = (f.metadata[key] for key in ("variable", "at_least", "at_most"))
+    variable, at_least, at_most, one_of = (f.metadata[key] for key in ("variable", "at_least", "at_most", "one_of"))
     readers: dict[Any, Callable[[str], Any]] = {
         int: int,
         float: float,
-        Path: lambda t: Path(t).expanduser(),
+        Path: _read_path,
+        Path | None: _read_path,
         tuple[str, ...]: _read_list,
     }
     try:
@@ -128,7 +145,13 @@ def _read(f: Any, text: str) -> Any:
     if isinstance(value, int | float) and not at_least <= value <= at_most:
         limits = f"at least {at_least:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
         raise SetupError(f"{variable} is {text}, but must be {limits}.")
+    if one_of and value not in one_of:
+        raise SetupError(f"{variable} is {text!r}, but must be one of {', '.join(one_of)}.")
     return value
+
+
+def _read_path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _read_list(text: str) -> tuple[str, ...]:

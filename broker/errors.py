@@ -25,6 +25,8 @@ raised where they are known and caught in two places: the web middleware (a page
     ├── RanTooLong                504  ran_too_long
     ├── WorkerLost                502  worker_lost          the request brought down its workers
     ├── EngineFailed              500  engine_failed
+    │   └── UpstreamFailed        502  upstream_failed      the server behind a remote model broke off or made no sense
+    │       └── KeyRefused        502  upstream_auth        it refused our key, or the account has nothing left
     └── SetupError                 -   setup                a command cannot start: one sentence, exit code 2
         └── ModelUnusable          -   model_unusable       this worker cannot serve its model
 """
@@ -148,6 +150,16 @@ class WorkerLost(FleetError):
 class EngineFailed(FleetError):
     code = "engine_failed"
     sentence = "The model failed while it was answering. Please try again; the worker's log has the cause."
+
+
+class UpstreamFailed(EngineFailed):
+    status, code = 502, "upstream_failed"
+    sentence = "The server behind this model failed. Please try again, or pick another model."
+
+
+class KeyRefused(UpstreamFailed):
+    code = "upstream_auth"
+    sentence = "The server behind this model refused our key. The model's operator has to look; pick another model."
 
 
 class SetupError(FleetError):

@@ -1,6 +1,6 @@
 """`fleetchat up`: a whole fleet on one machine, as child processes.
 
-The embedded Valkey (unless REDIS_URL is set), a worker for each model, and the web app, each in a session of its own
+The embedded Valkey (unless REDIS_URL is set), a worker for each group of models, and the web app, each in a session of its own
 with its output in DATA/logs. A child that dies is started again after a growing pause, except a worker that says by
 exit code 2 that it never can. Stopping is web, workers, Valkey, in that order, within 5 seconds.
 """
@@ -37,6 +37,8 @@ CANNOT_START = 2
 LOG_BYTES = 10_000_000
 
 Tell = Callable[[str], None]
+Group = Sequence[ModelSource]
+"""The models that one worker serves."""
 
 
 @dataclass
@@ -109,9 +111,13 @@ class Fleet:
 
     config: Config
     broker: Broker
-    models: Sequence[ModelSource]
-    workers: Sequence[Child]
+    groups: Sequence[Group]
+    workers: Sequence[Child]  # one for each group
     web: Child
+
+    @property
+    def models(self) -> list[ModelSource]:
+        return _flat(self.groups)
 
     @property
     def url(self) -> str:
@@ -139,9 +145,8 @@ class Fleet:
             if self.web.gave_up.is_set():
                 raise SetupError(self.web.last_words())
             if all(worker.gave_up.is_set() for worker in self.workers):
-                raise SetupError(
-                    "\n".join(self._why(m, w, states) for m, w in zip(self.models, self.workers, strict=True))
-                )
+                pairs = zip(self.groups, self.workers, strict=True)
+                raise SetupError("\n".join(self._why(m, worker, states) for group, worker in pairs for m in group))
             await asyncio.sleep(0.1)
 
     def _why(self, model: ModelSource, worker: Child, states: dict[str, ModelState]) -> str:
@@ -151,13 +156,13 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> AsyncIterator[Fleet]:
+async def running(config: Config, groups: Sequence[Group], tell: Tell) -> AsyncIterator[Fleet]:
     """The fleet, started; stopped in order when the block ends.
 
     Raises:
         SetupError: it cannot start, with one sentence that says why.
     """
-    check_models(models)
+    check_models(_flat(groups))
     with lock(config.data):
         check_address(config)
         logs = config.data / "logs"
@@ -177,13 +182,14 @@ async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> 
             note.write_text(config.redis_url)
             env = os.environ | config.to_env()
             # Torch takes every core for itself; several workers that all do so slow each other down many times.
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(models))))
+            computing = sum(group[0].needs_torch for group in groups)
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, computing))))
             web = Child("The web app", [sys.executable, "-m", "webapp"], env, logs / "web.log", tell)
-            workers = [_worker(model, config, env, logs, tell) for model in models]
+            workers = [_worker(group, config, env, logs, tell) for group in groups]
             children = [(web, WEB_SECONDS), *((worker, WORKER_SECONDS) for worker in workers)]
             tasks += [asyncio.create_task(child.keep_running()) for child, _ in children]
             async with Broker.open(config) as broker:
-                yield Fleet(config, broker, models, workers, web)
+                yield Fleet(config, broker, groups, workers, web)
         finally:
             await stop(*tasks)
             for child, seconds in children[:1]:
@@ -194,15 +200,12 @@ async def running(config: Config, models: Sequence[ModelSource], tell: Tell) -> 
 
 
 def check_models(models: Sequence[ModelSource]) -> None:
-    """Raises SetupError for a model that cannot run here, or two of one name."""
+    """Raises SetupError for a model that cannot run here."""
     needy = [m.name for m in models if m.needs_torch]
     if needy and not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
         raise SetupError(
             f"{needy[0]} needs torch and transformers, which are not installed: pip install 'fleetchat[worker]'."
         )
-    names = [m.name for m in models]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SetupError(f"Two models are called {twice.pop()}. Give one another name: --model NAME=...")
 
 
 def check_address(config: Config) -> None:
@@ -268,11 +271,17 @@ async def _check_redis(url: str) -> None:
         await redis.aclose(close_connection_pool=True)
 
 
-def _worker(model: ModelSource, config: Config, env: dict[str, str], logs: Path, tell: Tell) -> Child:
+def _worker(group: Group, config: Config, env: dict[str, str], logs: Path, tell: Tell) -> Child:
     drain = str(min(config.drain_seconds, DRAIN_SECONDS))
-    env = env | {"FLEETCHAT_MODEL": str(model), "FLEETCHAT_DRAIN_SECONDS": drain}
-    log = logs / f"worker-{model.name.replace('/', '_')}.log"
-    return Child(f"The worker of {model.name}", [sys.executable, "-m", "arq", "workers.Settings"], env, log, tell)
+    env = env | {"FLEETCHAT_MODEL": ",".join(map(str, group)), "FLEETCHAT_DRAIN_SECONDS": drain}
+    name, more = group[0].name, len(group) - 1
+    log = logs / f"worker-{name.replace('/', '_')}{f'+{more}' if more else ''}.log"
+    of = f"{name} and {more} more" if more else name
+    return Child(f"The worker of {of}", [sys.executable, "-m", "arq", "workers.Settings"], env, log, tell)
+
+
+def _flat(groups: Sequence[Group]) -> list[ModelSource]:
+    return [model for group in groups for model in group]
 
 
 def _answers(host: str, port: int) -> bool:

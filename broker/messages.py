@@ -4,6 +4,7 @@ Readers ignore keys that they do not know; a value that is absent is left out. N
 and nothing is ever pickled.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,21 @@ from typing import Any, Self
 import msgpack
 
 from broker.errors import BadRequest
+
+
+RANGES = {  # of sampling parameters
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, math.inf),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "max_tokens": (0, math.inf),
+    "min_tokens": (0, math.inf),
+    "logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
+}
 
 
 def pack(value: Any) -> bytes:
@@ -84,6 +100,16 @@ class Sampling:
     prompt_logprobs: int | None = None  # the same for the tokens of the prompt
     structure: Structure | None = None
 
+    def check(self) -> None:
+        """Raises BadRequest, with the name and the limits, when a value is out of its range."""
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                limits = f"from {least:g} to {most:g}" if most < math.inf else f"at least {least:g}"
+                raise BadRequest(f"{name} is {value}, but must be {limits}.")
+        if not all(math.isfinite(bias) for _, bias in self.logit_bias):
+            raise BadRequest("logit_bias has a value that is not a number.")
+
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
         """From the map that `asdict` makes; TypeError or ValueError when it is of a wrong shape."""
@@ -121,13 +147,11 @@ class ChatRequest:
         """Raises BadRequest when the map is of a wrong shape: what lies in Redis is checked like what comes from outside."""
         try:
             raw = unpack(data)
+            sampling = Sampling.of(raw["sampling"])
+            sampling.check()
+            messages = tuple(_message(m) for m in raw["messages"])
             return cls(
-                **_known(cls, raw)
-                | {
-                    "messages": tuple(_message(m) for m in raw["messages"]),
-                    "sampling": Sampling.of(raw["sampling"]),
-                    "tools": tuple(raw.get("tools", ())),
-                }
+                **_known(cls, raw) | {"messages": messages, "sampling": sampling, "tools": tuple(raw.get("tools", ()))}
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRequest(f"The stored request cannot be read: {error!r}.") from error

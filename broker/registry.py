@@ -3,7 +3,6 @@
 Comes in: a worker's heartbeat. Goes out: the models with their state, queue and workers, for pickers and for people.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,9 +11,6 @@ from broker import keys
 from broker.connection import Broker, redis_errors
 from broker.errors import NoSuchModel, NoWorker
 from broker.messages import ModelCard
-
-NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]{0,127}", re.ASCII)
-RESERVED = ("jobs", "training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +54,6 @@ class ModelState:
             "slots": int(sum(w.number("slots") for w in self.workers)),
             "tokens_per_s": round(sum(w.number("tokens_per_s") for w in self.workers), 1),
         }
-
-
-def valid_name(name: str) -> bool:
-    """Whether a model may be called so: it becomes part of keys, addresses and command lines."""
-    return NAME.fullmatch(name) is not None and name not in RESERVED
 
 
 async def beat(
@@ -128,8 +119,9 @@ async def models(broker: Broker) -> list[ModelState]:
                 pipe.zcard(keys.queue(card.name))
                 pipe.zcard(keys.running(card.name))
             counts = await pipe.execute()
+    served = [(worker, set(worker.models)) for worker in living]
     found = [
-        ModelState(card, waiting, running, tuple(w for w in living if card.name in w.models))
+        ModelState(card, waiting, running, tuple(w for w, names in served if card.name in names))
         for card, waiting, running in zip(cards, counts[::2], counts[1::2], strict=True)
     ]
     return sorted(

@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"broker", "workers", "webapp"}
 FORBIDDEN = {
     "broker": {"workers", "webapp", "torch", "transformers", "aiohttp", "jinja2"},
-    "workers": {"webapp", "aiohttp"},
+    "workers": {"webapp"},
     "webapp": {"workers", "torch", "transformers"},
 }
-ENGINE = {"redis", "arq", "aiohttp"}  # which workers/engine does not know, nor what of the broker knows them
-ENGINE_MAY = {"broker.errors", "broker.messages"}
+ENGINE = {"redis", "arq"}  # which workers/engine does not know, nor what of the broker knows them
+ENGINE_MAY = {"broker.errors", "broker.messages", "broker.sources"}
 PICKLE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

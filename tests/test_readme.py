@@ -34,7 +34,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_no_other():
         if f.name == "data":
             assert Path(rows["FLEETCHAT_DATA"].strip("`")).expanduser() == Config.from_env({}).data == data_folder()
         elif f.name != "origins":
-            assert rows[f.metadata["variable"]] == f"`{f.default}`"
+            assert rows[f.metadata["variable"]] == ("" if f.default in ("", None) else f"`{f.default}`")
     for name in set(re.findall(r"FLEETCHAT_\w+", README)):
         assert name in rows
 

@@ -6,10 +6,11 @@ weights spread wide enough for greedy answers to differ by prompt.
 
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 VOCAB = 512  # at most: SAMPLE has merges for fewer
@@ -81,4 +82,25 @@ def build(folder: Path, **overrides: Any) -> Path:
     finally:
         if bars:
             logging.enable_progress_bar()
+    return folder
+
+
+def build_adapter(base: Path, folder: Path, seed: int, **overrides: Any) -> Path:
+    """Write a LoRA adapter for the model in `base` with peft, give its folder back; `overrides` go to LoraConfig.
+
+    Its weights are random and strong enough to change a greedy answer.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    with catch_warnings():
+        simplefilter("ignore")  # peft asks transformers for what is deprecated
+        adapted = get_peft_model(model, LoraConfig(**config | overrides))
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if ".lora_" in name:
+                    parameter.normal_(std=0.2, generator=random)
+        adapted.save_pretrained(folder)
     return folder

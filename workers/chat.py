@@ -12,7 +12,7 @@ from typing import Any
 
 from broker import keys
 from broker.connection import Broker
-from broker.errors import EngineFailed, FleetError
+from broker.errors import EngineFailed, FleetError, WorkerLost
 from broker.messages import ChatRequest
 from broker.queues import Claim
 from workers.engine import Engine
@@ -62,11 +62,18 @@ async def chat(ctx: dict[str, Any], request_id: str) -> None:
 
 
 async def _write(engine: Engine, request: ChatRequest, earlier: Earlier, outgoing: Outgoing) -> str:
+    if earlier.frames and not engine.resumable:
+        raise WorkerLost(
+            "The worker that wrote this answer has gone, and this model cannot go on where it stopped. Ask again."
+        )
     async with engine.generate(request, earlier.ids) as pieces:
         outgoing.prompt_tokens = pieces.prompt_tokens
         async for piece in pieces:
-            if piece.text or piece.token_ids:
+            if piece.text or piece.token_ids or piece.logprobs or piece.data is not None:
                 outgoing.add(piece)
+            outgoing.prompt_tokens = pieces.prompt_tokens  # a server behind may count late, and by itself
+            if pieces.completion_tokens is not None:
+                outgoing.tokens = pieces.completion_tokens
             if piece.finish:
                 return piece.finish
     raise EngineFailed("The model ended without saying why. Please try again.")

@@ -1,6 +1,6 @@
-"""A worker from its start to its end: load the model, tell the registry, keep the leases, hear orders, leave.
+"""A worker from its start to its end: load its models, tell the registry, keep the leases, hear orders, leave.
 
-`serving` is entered once by the worker. Inside, the model is loaded and the worker registered; its heartbeat, its
+`serving` is entered once by the worker. Inside, the models are loaded and the worker registered; its heartbeat, its
 leases, its orders and its publisher run as tasks beside it. If one of them, or the engine, fails, the block is
 cancelled and the process ends with an exit code that says so.
 """
@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError
 
@@ -25,7 +25,7 @@ from broker.connection import HEARTBEAT_SECONDS, Broker, keep_trying
 from broker.errors import ModelUnusable
 from broker.messages import ModelCard, unpack
 from broker.tasks import beside
-from workers.cards import describe, resolve
+from workers import cards
 from workers.engine import Engine, EngineOptions, open_engine
 from workers.publisher import Publisher
 
@@ -44,14 +44,22 @@ class EngineStopped(Exception):
 class Presence:
     """What the registry hears of this worker."""
 
-    def __init__(self, broker: Broker, worker: "FleetWorker", card: ModelCard) -> None:
+    def __init__(self, broker: Broker, worker: "FleetWorker", cards: tuple[ModelCard, ...]) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        self.card = card
+        self.cards = cards  # all of one state
         self.engine: Engine | None = None
         self.publisher = Publisher(broker, worker.stop_job)
         self._broker = broker
         self._worker = worker
         self._order = asyncio.Lock()  # a heartbeat that was under way must not undo a leaving
+
+    @property
+    def names(self) -> list[str]:
+        return [card.name for card in self.cards]
+
+    def change(self, **fields: Any) -> None:
+        """Set fields of all cards; the next heartbeat brings them."""
+        self.cards = tuple(replace(card, **fields) for card in self.cards)
 
     async def beat(self) -> None:
         """One heartbeat. A draining worker lives, but serves nothing any more."""
@@ -61,19 +69,19 @@ class Presence:
     async def _beat(self) -> None:
         draining, engine = self._worker.draining, self.engine
         fields = {
-            "models": "" if draining else self.card.name,
+            "models": "" if draining else " ".join(self.names),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": engine.device if engine else "",
             "dtype": engine.dtype if engine else "",
             "slots": self._worker.max_jobs,
             "busy": len(self._worker.claims),
-            "progress": self.card.progress,
+            "progress": self.cards[0].progress,
             "tokens_per_s": f"{self.publisher.tokens_per_s():.1f}",
             "version": version("fleetchat"),
         }
-        state = "draining" if draining else self.card.state
-        await registry.beat(self._broker, self.worker_id, state, fields, [] if draining else [self.card])
+        state = "draining" if draining else self.cards[0].state
+        await registry.beat(self._broker, self.worker_id, state, fields, [] if draining else self.cards)
 
     async def beat_for_ever(self) -> None:
         while True:
@@ -85,7 +93,7 @@ class Presence:
         """Out of the registry, at once; if Redis is away the silence says the same."""
         async with self._order:
             with contextlib.suppress(RedisError, OSError):
-                await registry.leave(self._broker, self.worker_id, [self.card.name])
+                await registry.leave(self._broker, self.worker_id, self.names)
 
 
 @asynccontextmanager
@@ -93,31 +101,30 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
     """Everything that a worker needs while it serves.
 
     Raises:
-        ModelUnusable: the model cannot be served; its card says why, also after this worker is gone.
+        ModelUnusable: the models cannot be served; their cards say why, also after this worker is gone.
         EngineStopped: the engine died, or made no step for FLEETCHAT_STALL_SECONDS with work to do.
     """
-    config, model = worker.ctx["config"], worker.ctx["model"]
+    config, models = worker.ctx["config"], worker.ctx["models"]
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker.open(config))
-        presence = Presence(broker, worker, describe(model))
+        presence = Presence(broker, worker, tuple(map(cards.describe, models)))
         stack.push_async_callback(presence.leave)
         await stack.enter_async_context(beside(presence.beat_for_ever()))
-        logger.info("%s loads %s", presence.worker_id, model)
-
-        def progress(percent: int) -> None:
-            presence.card = replace(presence.card, progress=percent)
-
+        logger.info("%s loads %s", presence.worker_id, ", ".join(map(str, models)))
         options = EngineOptions(
-            (replace(model, source=resolve(model.source)),),
+            tuple(map(cards.resolve, models)),
             config.slots,
             config.device,
             config.dtype,
-            cache_mb=config.cache_mb,
+            config.quantization,
+            config.cache_mb,
         )
         try:
-            engine = await _unless_stopped(worker, open_engine(options, progress))
+            engine = await _unless_stopped(
+                worker, open_engine(options, lambda percent: presence.change(progress=percent))
+            )
         except ModelUnusable as error:
-            presence.card = replace(presence.card, state="failed", why=str(error))
+            presence.change(state="failed", why=str(error))
             with contextlib.suppress(RedisError, OSError):
                 await presence.beat()
             raise
@@ -126,7 +133,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             return
         stack.push_async_callback(engine.close)
         presence.engine = engine
-        presence.card = replace(presence.card, state="ready", progress=100, context=engine.cards[0].context)
+        presence.cards = cards.ready(presence.cards, engine.cards)
         worker.max_jobs = engine.slots
         worker.ctx |= {
             "broker": broker,
@@ -139,21 +146,16 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             beside(
                 presence.publisher.run(),
                 _hear_orders(broker, worker, presence.worker_id),
-                _hear_wakes(broker, worker, model.name),
+                *(_hear_wakes(broker, worker, name) for name in presence.names),
                 _keep_leases(broker, worker),
                 _leave_when_draining(worker, presence),
                 _watch(worker, engine),
             )
         )
         await _unless_stopped(worker, keep_trying(presence.beat))  # Redis may come later than its workers
-        worker.models = [model.name]
-        logger.info(
-            "%s serves %s: %d tokens of context, %d slots",
-            presence.worker_id,
-            model.name,
-            engine.cards[0].context,
-            engine.slots,
-        )
+        worker.models = presence.names
+        served = ", ".join(f"{c.name} ({c.context or 'unknown'} tokens of context)" for c in presence.cards)
+        logger.info("%s serves %s with %d slots", presence.worker_id, served, engine.slots)
         yield broker
 
 

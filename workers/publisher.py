@@ -44,22 +44,18 @@ class Outgoing:
         self._start = seq
         self._written: list[Written] = []  # kept, in case Redis comes back without its last second
         self._unsent = 0  # index into _written
-        self._text: list[str] = []
-        self._ids = array("I")
-        self._kind = "text"
+        self._pieces: list[Piece] = []  # of the next frame
 
     def add(self, piece: Piece) -> None:
         """Queue a piece; it is merged with those before it that have not left yet."""
-        if piece.kind != self._kind or not self._publisher.merges:
+        if self._pieces and not (self._publisher.merges and _go_together(self._pieces[-1], piece)):
             self._seal()
-        self._kind = piece.kind
-        self._text.append(piece.text)
-        self._ids.extend(piece.token_ids)
+        self._pieces.append(piece)
         self.tokens += len(piece.token_ids)
         first = self.first is None
         if first:
             self.first = time.monotonic()
-        self._publisher.push(self, urgent=first, tokens=len(piece.token_ids))
+        self._publisher.push(self, urgent=first, tokens=len(piece.token_ids) or 1)
 
     async def end(self, end: Mapping[str, Any]) -> None:
         """Write the last frame, and return when Redis has it or has refused it."""
@@ -68,17 +64,26 @@ class Outgoing:
         await self.ended.wait()
 
     def _seal(self, end: Mapping[str, Any] | None = None) -> None:
-        if not self._text and end is None:
+        pieces, claim = self._pieces, self.claim
+        if not pieces and end is None:
             return
-        seq, claim = self._start + len(self._written), self.claim
-        frame = Frame(claim.request_id, seq, claim.epoch, "".join(self._text), self._kind, end=end)
+        seq = self._start + len(self._written)
+        frame = Frame(
+            claim.request_id,
+            seq,
+            claim.epoch,
+            "".join(piece.text for piece in pieces),
+            pieces[-1].kind if pieces else "text",
+            [token.to_map() for piece in pieces for token in piece.logprobs or ()] or None,
+            pieces[-1].data if pieces else None,
+            end,
+        )
+        ids = array("I", [i for piece in pieces for i in piece.token_ids]).tobytes()
         count = self.prompt_tokens if not self._written else None
-        ids = self._ids.tobytes()
         self._written.append(
             Written(claim.request_id, claim.token, seq, frame.encode(), ids, count, last=end is not None)
         )
-        self._text.clear()
-        self._ids = array("I")
+        self._pieces = []
 
     def take(self) -> list[Written]:
         """What has to be sent now."""
@@ -103,6 +108,11 @@ class Outgoing:
             self.ended.set()
 
 
+def _go_together(one: Piece, other: Piece) -> bool:
+    """Whether two neighbouring pieces may be one frame."""
+    return one.kind == other.kind and one.data is None and other.data is None
+
+
 class Publisher:
     """All answers of one worker. `run` is its loop, `on_lost` is told of answers to stop, and whether to hand them over."""
 
@@ -115,7 +125,7 @@ class Publisher:
         self._some = asyncio.Event()
         self._urgent = asyncio.Event()
         self._counts: deque[tuple[float, int]] = deque()
-        self.tokens = 0  # written since the start
+        self.tokens = 0  # written since the start; a piece without ids counts as one
 
     def push(self, outgoing: Outgoing, *, urgent: bool, tokens: int = 0) -> None:
         """Note that an answer has something to send."""

@@ -6,7 +6,6 @@ arq's signature (without it arq would drop all settings). arq is pinned to 0.28 
 """
 
 import inspect
-import os
 import sys
 from typing import Any
 
@@ -27,12 +26,9 @@ MAX_TRIES = 1000  # starts, hand-overs included; crashes are counted apart, by t
 def make_settings(config: Config | None = None) -> type:
     """arq's settings class for a model worker. A setting that cannot be read ends the process with exit code 2."""
     logs.configure()
-    # Torch's threads otherwise spin while they wait for each other; on a machine that does anything else, each then
-    # burns the time that the other one needs, and a small model becomes 60 times slower. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         config = config or Config.from_env()
-        model = sources.parse(config.model)
+        models = sources.for_worker(config.model, config.models_file)
     except SetupError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -40,9 +36,9 @@ def make_settings(config: Config | None = None) -> type:
     arq.worker.Worker = FleetWorker  # type: ignore[misc]
     settings: dict[str, Any] = {
         "functions": [chat],
-        "queue_name": keys.queue(model.name),
+        "queue_name": keys.queue(models[0].name),  # for `arq --check`; the worker claims from all its models' queues
         "redis_settings": _redis_settings(config.redis_url),  # for `arq --check`; the worker has its own connection
-        "ctx": {"config": config, "model": model},
+        "ctx": {"config": config, "models": models},
         "max_jobs": config.slots,
         "job_timeout": config.run_seconds + 5,  # the scripts end it at run_seconds; this is for a loop that hangs
         "keep_result": 0,

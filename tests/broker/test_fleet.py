@@ -108,6 +108,24 @@ def test_the_screen_the_page_and_the_end(tmp_path):
         assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
+def test_models_that_share_a_worker_and_models_of_a_file(tmp_path):
+    (tmp_path / "models.toml").write_text('[models.one]\nsource = "echo"\n[models.two]\nsource = "echo"\n')
+    file = {"FLEETCHAT_MODELS_FILE": str(tmp_path / "models.toml")}
+    data = tmp_path / "data"
+    with up(data, "--model", "one,a=echo,b=echo", "--model", "two", **file) as (process, _):
+        shown = screen(process, "Ctrl-C")
+        assert f"FLEETCHAT_MODELS_FILE={tmp_path}/models.toml FLEETCHAT_MODEL=one " in shown
+        assert len(children(process.pid)) == 4  # Valkey, two workers, the web app
+        for name in ("one", "a", "b"):
+            assert re.search(rf"{name} +ready", shown)
+        assert sorted(log.name for log in (data / "logs").glob("worker-*")) == ["worker-one+2.log", "worker-two.log"]
+    with up(data, **file) as (process, _):
+        shown = screen(process, "Ctrl-C")
+        assert re.search(r"one +(ready|starting|loading)", shown)
+        assert re.search(r"two +(ready|starting|loading)", shown)
+        assert len(children(process.pid)) == 4
+
+
 def test_it_stops_in_time_while_an_answer_is_written(tmp_path):
     with up(tmp_path, "--model", "echo") as (process, _):
         screen(process, "Ctrl-C")
@@ -167,6 +185,8 @@ def test_a_start_that_cannot_be_is_one_sentence_and_exit_code_2(tmp_path):
     assert "no folder './nope'" in refused("up", *data, "--model", "./nope")
     assert "no name before the =" in refused("up", *data, "--model", "=echo")
     assert "Two models are called echo" in refused("up", *data, "--model", "echo", "--model", "echo")
+    assert "cannot share a worker" in refused("up", *data, "--model", "a=echo,pocket")
+    assert "no.toml cannot be read" in refused("up", *data, FLEETCHAT_MODELS_FILE="no.toml")
     assert "FLEETCHAT_SLOTS" in refused("up", *data, FLEETCHAT_SLOTS="x")
     assert "REDIS_URL=redis://127.0.0.1:1" in refused("up", *data, "--model", "echo", REDIS_URL="redis://127.0.0.1:1")
     assert "no address of a Redis" in refused("up", *data, "--model", "echo", REDIS_URL="http://x")

@@ -13,6 +13,7 @@ from broker.errors import BadRequest, FleetError, PromptTooLong
 from broker.messages import ModelCard, Sampling, pack
 from fleet_process import worker as worker_process
 from helpers import claim, eventually, request
+from workers import fleet_worker
 
 
 async def ended(broker: Broker, request_id: str) -> bool:
@@ -40,6 +41,22 @@ async def test_no_more_than_the_slots_run_at_once(broker, worker_in):
         await eventually(lambda: len(worker.claims) == 2)
         assert await broker.redis.zcard(keys.queue("echo")) == 4
         await asyncio.gather(*tasks)
+
+
+async def test_one_worker_takes_jobs_of_all_its_models_into_one_pool_of_slots(broker, worker_in):
+    async with worker_in(model="a=echo,b=echo,c=echo", slots=2) as worker:
+        slow = [request("/echo 30 5ms", model=name) for name in "abcabc"]
+        tasks = [asyncio.create_task(chat.answer(broker, asked)) for asked in slow]
+        await eventually(lambda: len(worker.claims) == 2)
+        assert sum([await broker.redis.zcard(keys.queue(name)) for name in "abc"]) == 4
+        assert {a.text.split()[-1] for a in await asyncio.gather(*tasks)} == {"30"}
+
+
+async def test_a_wake_of_each_model_is_heard(broker, worker_in, monkeypatch):
+    monkeypatch.setattr(fleet_worker, "POLL_SECONDS", 60)
+    async with worker_in(model="a=echo,b=echo"):
+        for name in "abab":
+            assert (await chat.answer(broker, request("hi", model=name))).text == "hi"
 
 
 async def test_max_tokens_ends_with_length(broker, worker_in):

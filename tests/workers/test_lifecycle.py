@@ -18,7 +18,7 @@ from broker.messages import Sampling
 from fleet_process import worker as worker_process
 from helpers import eventually, request
 from tiny_model import build
-from workers.engine.echo_engine import EchoEngine
+from workers.engine.echo_engine import CONTEXT, EchoEngine
 from workers.lifecycle import EngineStopped
 
 pytestmark = pytest.mark.timeout(60)
@@ -90,6 +90,36 @@ async def test_a_failing_worker_does_not_hide_that_another_is_ready(broker, work
             assert await asyncio.to_thread(process.wait, 40) == 2
         assert (await state(broker)).state == "ready"  # type: ignore[union-attr]
         assert (await chat.answer(broker, request("hi"))).text == "hi"
+
+
+async def test_one_worker_advertises_all_its_models(broker, worker_in, tmp_path):
+    listed = tmp_path / "models.toml"
+    listed.write_text('[models.b]\nsource = "echo"\ndescription = "The second"\nlicence = "MIT"\n')
+    async with worker_in(model="a=echo,b", models_file=listed):
+        shown = await registry.models(broker)
+        assert [(m.card.name, m.state, m.card.context) for m in shown] == [
+            ("a", "ready", CONTEXT),
+            ("b", "ready", CONTEXT),
+        ]
+        assert (shown[1].card.description, shown[1].card.licence) == ("The second", "MIT")
+        (worker,) = await registry.workers(broker)
+        assert worker.models == ["a", "b"]
+        assert [m.to_map()["workers"] for m in shown] == [1, 1]
+    assert [m.state for m in await registry.models(broker)] == ["gone", "gone"]
+
+
+async def test_a_model_that_cannot_be_loaded_fails_those_that_share_its_worker(broker, valkey, tiny, tmp_path):
+    adapter = tmp_path / "law"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    base = shutil.copytree(tiny, tmp_path / "base")
+    pickle_only(base)
+    with worker_process(valkey, tmp_path, f"{base},{adapter}") as process:
+        assert await asyncio.to_thread(process.wait, 40) == 2
+    shown = await registry.models(broker)
+    assert [(m.card.name, m.state) for m in shown] == [("base", "failed"), ("law", "failed")]
+    assert shown[0].card.why == shown[1].card.why
+    assert "Traceback" not in (tmp_path / "worker.log").read_text()
 
 
 async def test_a_real_model_through_the_queue(broker, worker_in, tiny):

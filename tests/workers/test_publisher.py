@@ -5,7 +5,7 @@ import pytest
 from broker import keys, queues
 from broker.messages import Frame
 from helpers import claim, eventually, request
-from workers.engine import Piece
+from workers.engine import Piece, TokenLogprob
 from workers.publisher import Outgoing, Publisher
 
 pytestmark = pytest.mark.usefixtures("card")
@@ -61,6 +61,38 @@ async def test_kinds_do_not_merge(broker, publisher):
     out.add(Piece("yes", (2,)))
     await out.end({"reason": "stop"})
     assert [(f.kind, f.text) for f in await frames(broker, out)] == [("reasoning", "hm"), ("text", "yes")]
+
+
+async def test_logprobs_of_merged_pieces_travel_in_one_frame(broker, publisher):
+    half = TokenLogprob(9, b"\xf0\x9f", -0.25, (TokenLogprob(9, b"\xf0\x9f", -0.25), TokenLogprob(2, b"c", -3.5)))
+    tokens = [TokenLogprob(1, b"a", -0.5), half, TokenLogprob(3, b"d", float("-inf"))]
+    out = await outgoing(broker, publisher)
+    out.add(Piece("a", (1,), logprobs=(tokens[0],)))
+    out.add(Piece("", (9,), logprobs=(half,)))
+    out.add(Piece("d", (3,), logprobs=(tokens[2],)))
+    await out.end({"reason": "stop"})
+    (frame,) = await frames(broker, out)
+    assert (frame.text, frame.end) == ("ad", {"reason": "stop"})
+    assert frame.logprobs == [token.to_map() for token in tokens]
+
+
+async def test_data_shares_its_frame_with_nothing(broker, publisher):
+    out = await outgoing(broker, publisher)
+    for piece in (Piece("a", (1,)), Piece("b", (2,), data={"x": 1}), Piece("", data=[2]), Piece("c"), Piece("d")):
+        out.add(piece)
+    await out.end({"reason": "stop"})
+    written = await frames(broker, out)
+    assert [(f.text, f.data) for f in written] == [("a", None), ("b", {"x": 1}), ("", [2]), ("cd", None)]
+    assert await broker.redis.strlen(keys.tokens(out.claim.request_id)) == 0, "gone with the last frame"
+
+
+async def test_pieces_without_ids_count_for_the_rate_and_not_for_the_usage(broker, publisher):
+    out = await outgoing(broker, publisher)
+    for text in "abc":
+        out.add(Piece(text))
+    await out.end({"reason": "stop"})
+    assert "".join(f.text for f in await frames(broker, out)) == "abc"
+    assert (publisher.tokens, out.tokens) == (3, 0)
 
 
 async def test_ids_are_logged_with_their_text(broker, publisher):

@@ -14,6 +14,8 @@ COMMAND = [sys.executable, "-m", "arq", "workers.Settings"]
         ({"model": "./nowhere"}, "no folder './nowhere'"),
         ({"model": "jobs=echo"}, "cannot be a model's name"),
         ({"slots": "many"}, "FLEETCHAT_SLOTS is 'many'"),
+        ({"model": "a=echo,b=http://h/v1"}, "a, b cannot share a worker"),
+        ({"model": "", "models_file": "./nowhere.toml"}, "nowhere.toml cannot be read"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_sentence_and_exit_code_2(settings, sentence):

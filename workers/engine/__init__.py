@@ -5,6 +5,7 @@ in this process), `remote` (any server that speaks OpenAI's protocol) and `echo`
 and fault tests).
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class TokenLogprob:
 
     def to_map(self) -> dict[str, Any]:
         """What travels in a frame."""
-        found = {"token_id": self.token_id, "token": self.token, "logprob": self.logprob}
+        found = {"token_id": self.token_id, "token": list(self.token), "logprob": self.logprob}
         return found | {"top": [other.to_map() for other in self.top]} if self.top else found
 
 
@@ -40,7 +41,7 @@ class Piece:
     text: str
     token_ids: tuple[int, ...] = ()
     kind: str = "text"
-    finish: str | None = None  # stop (end token or stop string), length, or tool_calls
+    finish: str | None = None  # stop (end token or stop string), length, tool_calls or content_filter
     logprobs: tuple[TokenLogprob, ...] | None = None  # one per token, when asked for
     data: Any = None  # tool calls, and in the first piece {"prompt_logprobs": [...]} when asked for
 
@@ -49,6 +50,7 @@ class Pieces(Protocol):
     """One answer as it is being made. Iterating ends after the piece with `finish`."""
 
     prompt_tokens: int  # 0 while it is not known
+    completion_tokens: int | None  # as the server behind counts them; None: by the token ids
 
     def __aiter__(self) -> AsyncIterator[Piece]: ...
 
@@ -114,6 +116,9 @@ async def open_engine(options: EngineOptions, progress: Progress) -> Engine:
     Raises:
         ModelUnusable: with one sentence that says what is wrong with a model or what is missing here.
     """
+    # How long torch's threads spin while they wait for each other, in loops: the default burns milliseconds that others
+    # could use, and not to spin at all halves a small model's speed (see pace.py). Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     module = import_module(f"workers.engine.{options.models[0].engine}_engine")
     engine: Engine = await module.open_engine(options, progress)
     return engine

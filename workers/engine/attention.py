@@ -1,8 +1,9 @@
-"""Attention over the paged cache for CPUs, registered with transformers under NAME.
+"""Attention over the paged cache, registered with transformers under NAME, for every family and device.
 
 The stock way attends with one dense mask over the keys of all requests together, so its work grows with the square of
-the batch. Here requests with one new token are one batched call over their own keys, and each request that is reading
-its prompt is a call of its own. Full attention only: sliding windows, soft caps and the like stay with the stock way.
+the batch. Here requests with one new token are batched calls over their own keys, those of about one length together,
+and each request that is reading its prompt is a call of its own. Sliding windows, soft caps and sinks are in the
+arithmetic; a kind of attention that is not raises NotImplementedError in the first step.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "fleetchat_paged"
-UNKNOWN = ("softcap", "s_aux", "position_bias", "sliding_window")  # arguments that would change the result
+UNKNOWN = ("position_bias", "head_mask")  # arguments that would change the result
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """Requests with one new token and about as many keys."""
+
+    rows: Tensor | None  # shape (n,), their tokens among the step's; None: they are all there is, in order
+    slots: Tensor  # shape (n * longest,), where their keys lie in the cache, the new ones among them
+    mask: Tensor | None  # shape (n, 1, 1, longest), true where there is a key; None: everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,45 +33,18 @@ class Span:
     """A request that reads several tokens in this step."""
 
     queries: slice  # its rows among the step's tokens
-    past: int  # tokens that it has in the cache
-    slots: Tensor | None  # shape (past + new,), where its keys lie in the cache; None when there is no past
+    past: Tensor | None  # shape (past,), where the keys before them lie in the cache; None when there are none
+    mask: Tensor | None  # shape (new, past + new), true where a query sees a key; None: causal, without a past
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who attends to what in one step; made once, used by every layer."""
+    """Who attends to what in the layers of one kind; made once a step, used by every such layer."""
 
-    singles: Tensor  # shape (n,), rows of the tokens that stand alone
-    slots: Tensor  # shape (n * longest,), where their keys lie in the cache
-    mask: Tensor  # shape (n, 1, 1, longest), true where there is a key
+    writes: Tensor  # shape (tokens,), where the new keys go
+    singles: tuple[Singles, ...]
     spans: tuple[Span, ...]
-
-
-def plan(lengths: Sequence[tuple[int, int]], read_index: Tensor) -> Plan:
-    """The plan of a step.
-
-    Args:
-        lengths: per request, in the order of the step, tokens in the cache before it and new tokens.
-        read_index: where all requests' keys lie, one request after the other; empty when none has a past.
-    """
-    rows, starts, counts, spans = [], [], [], []
-    query = start = 0
-    for past, new in lengths:
-        if new == 1 and past:
-            rows.append(query)
-            starts.append(start)
-            counts.append(past + 1)
-        else:
-            slots = read_index[start : start + past + new] if past else None
-            spans.append(Span(slice(query, query + new), past, slots))
-        query += new
-        start += past + new
-    count = torch.tensor(counts, dtype=torch.int64)[:, None]
-    column = torch.arange(max(counts, default=0))
-    mask = column < count  # (n, longest)
-    where = (torch.tensor(starts, dtype=torch.int64)[:, None] + column).masked_fill_(~mask, 0)
-    slots = read_index[where.flatten()] if counts else where.flatten()
-    return Plan(torch.tensor(rows, dtype=torch.int64), slots, mask[:, None, None, :], tuple(spans))
+    window: int | None  # tokens that a query sees, itself among them
 
 
 def attend(
@@ -72,58 +55,105 @@ def attend(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sliding_window: int | None = None,
     cache: Any = None,
-    plan: Plan | None = None,
-    write_index: Sequence[Tensor] = (),
+    plans: Sequence[Plan] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Writes the new keys and values to the cache and attends.
 
     Args:
         query: shape (1, heads, tokens, width); key and value have fewer heads where they are shared.
+        softcap: scores are squeezed between its negative and itself (Gemma 2).
+        s_aux: shape (heads,), a score that takes part in the softmax and has no value (gpt-oss).
+        plans: by the number of the layer's allocator in the cache.
 
     Returns:
         Shape (1, tokens, heads, width).
     """
-    if plan is None or any(others.get(name) is not None for name in UNKNOWN):
-        raise NotImplementedError("this attention knows neither soft caps, sinks, biases nor windows")
+    if plans is None or any(others.get(name) is not None for name in UNKNOWN):
+        raise NotImplementedError(f"{type(module).__name__} attends in a way that is not known here")
     allocator = cache.layer_to_allocator[module.layer_idx]
+    plan = plans[allocator.index]
+    if sliding_window is not None and plan.window is None:
+        raise NotImplementedError(f"{type(module).__name__} has a window that its configuration does not tell")
     keys, values = allocator._kv_token_views[module.layer_idx]  # (slots, kv heads, width)
     new_keys, new_values = key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, kv heads, width)
-    keys.index_copy_(0, write_index[allocator.index], new_keys)
-    values.index_copy_(0, write_index[allocator.index], new_values)
-
     _, heads, tokens, width = query.shape
-    kv_heads = key.shape[1]
+    kv_heads, depth = key.shape[1], value.shape[3]
     group = heads // kv_heads
     queries = query[0].transpose(0, 1)  # (tokens, heads, width)
-    out = query.new_empty(tokens, heads, width)
-    if n := len(plan.singles):
-        shape = (n, -1, kv_heads, width)
-        out[plan.singles] = scaled_dot_product_attention(
-            queries[plan.singles].view(n, kv_heads, group, width),  # heads that share a key stand as its queries
-            keys.index_select(0, plan.slots).view(shape).transpose(1, 2),
-            values.index_select(0, plan.slots).view(shape).transpose(1, 2),
-            attn_mask=plan.mask,
-            scale=scaling,
-        ).reshape(n, heads, width)
-    for span in plan.spans:
+    out = query.new_empty(tokens, heads, depth) if plan.spans or len(plan.singles) > 1 else query
+
+    for span in plan.spans:  # before the writes: in a window, new keys take the places of old ones
         rows = span.queries
-        k = new_keys[rows] if span.slots is None else keys.index_select(0, span.slots)
-        v = new_values[rows] if span.slots is None else values.index_select(0, span.slots)
-        q = queries[rows].transpose(0, 1)[None]  # (1, heads, new, width)
-        new = q.shape[2]
-        causal = span.slots is None
-        mask = None if causal else torch.ones(new, span.past + new, dtype=torch.bool).tril_(span.past)
-        out[rows] = scaled_dot_product_attention(
-            q,
-            k.transpose(0, 1).repeat_interleave(group, 0)[None],
-            v.transpose(0, 1).repeat_interleave(group, 0)[None],
-            attn_mask=mask,
-            is_causal=causal,
-            scale=scaling,
-        )[0].transpose(0, 1)
+        k, v = new_keys[rows], new_values[rows]
+        if span.past is not None:
+            k = torch.cat((keys.index_select(0, span.past), k))
+            v = torch.cat((values.index_select(0, span.past), v))
+        shared = (kv_heads, group, *k.shape[::2])  # heads that share a key
+        out[rows] = (
+            _attention(
+                queries[rows].transpose(0, 1).unflatten(0, (kv_heads, group)),
+                k.transpose(0, 1)[:, None].expand(shared),
+                v.transpose(0, 1)[:, None].expand(*shared[:3], depth),
+                span.mask,
+                span.mask is None,
+                scaling,
+                softcap,
+                None if s_aux is None else s_aux.view(kv_heads, group, 1, 1),
+            )
+            .flatten(0, 1)
+            .transpose(0, 1)
+        )
+    keys.index_copy_(0, plan.writes, new_keys)
+    values.index_copy_(0, plan.writes, new_values)
+    for some in plan.singles:
+        asked = queries if some.rows is None else queries[some.rows]
+        n = len(asked)
+        found = _attention(
+            asked.reshape(n, kv_heads, group, width),  # heads that share a key stand as its queries
+            keys.index_select(0, some.slots).view(n, -1, kv_heads, width).transpose(1, 2),
+            values.index_select(0, some.slots).view(n, -1, kv_heads, depth).transpose(1, 2),
+            some.mask,
+            False,
+            scaling,
+            softcap,
+            None if s_aux is None else s_aux.view(kv_heads, group, 1),
+        ).reshape(n, heads, depth)
+        if some.rows is None:
+            out = found
+        else:
+            out[some.rows] = found
     return out[None], None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Shape (batch, heads, queries, depth); `causal` for as many queries as keys and no mask."""
+    if softcap is None and sinks is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)), -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[-2]]
+    return weights @ value
 
 
 AttentionInterface.register(NAME, attend)

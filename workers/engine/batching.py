@@ -1,54 +1,66 @@
 """transformers' continuous batching, made to fit: the one module that knows its inside (transformers 5.23).
 
-In come streams (a prompt, how to sample, a limit), out go, once per step, the new tokens of all of them. What is
-changed against the stock manager: our sampler picks for all rows at once; a step that fails ends its own requests and
-not the engine; an idle engine sleeps until there is work; results go straight to `deliver` and into no queue; the
-thread is a daemon. Knows tokens and threads; no text, no event loop.
+In come streams (a prompt, how to sample, a limit), out go, once per step, the new tokens of all of them. Kept of the
+stock manager are the paged cache, its sharing of prefixes, and the scheduler. Ours are the step itself (inputs,
+forward pass, picks), what happens when one fails (it ends its own requests and not the engine), and an idle engine
+that sleeps until there is work. Knows tokens and threads; no text, no event loop.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
-from transformers.generation.continuous_batching.cache_allocators import FULL_ATTENTION
 from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
     ContinuousBatchingManager,
     ContinuousBatchProcessor,
     OutputRouter,
 )
-from transformers.generation.continuous_batching.model_runner import ModelRunner, infer_max_single_request_tokens
-from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState, RequestStatus
+from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers.generation.continuous_batching.requests import (
+    FutureRequestState,
+    GenerationOutput,
+    RequestStatus,
+)
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.generation.continuous_batching.utils import logger as stock
 
+from broker.messages import Sampling
 from workers.engine import attention
+from workers.engine.adapters import Adapters
+from workers.engine.inputs import TOKEN_BITS, Inputs
 from workers.engine.model import Loaded, free_bytes
-from workers.engine.sampling import Draw, pick
+from workers.engine.pace import Pace
+from workers.engine.sampling import Logprob, Row, Sampler, prompt_logprobs
 
 logger = logging.getLogger(__name__)
 
 PAGE = 32  # tokens in a page of the cache, the unit in which prompts share their beginnings
 STEP_TOKENS = 512  # a longer prompt is read in several steps, so that running answers go on
+YOUNG = 8  # tokens up to which an answer has no rhythm that a step with prompts could break
 AUTO_SHARE = 0.25  # of the free memory, for the cache, when nobody says how much
 FAILURES = 5  # steps that may fail in a row before the engine takes the device for broken
 DEAD = "the engine's thread has ended"
+PRIVATE = (1 << 31 - TOKEN_BITS) - 1  # the root of prefixes that nobody shares; adapters have the numbers below it
 
 
 @dataclass(eq=False, slots=True)
 class Stream:
-    """One live request. The batching thread counts `position`; everything else stays as it was made."""
+    """One live request. Once it has joined it belongs to the batching thread."""
 
-    prompt: list[int]
+    prompt: list[int]  # with the tokens that an earlier worker has said
     limit: int  # new tokens at most
-    draw: Draw
-    position: int = 0  # of the next token in the answer
+    end_ids: frozenset[int]
+    row: Row
+    adapter: int = 0  # 0 is the model without one
+    prompt_logprobs: int | None = None  # alternatives to score the prompt with
+    scored: int = 1  # prompt tokens that have their log-probability; the first one has none
     id: str = field(default="")
 
 
@@ -58,16 +70,21 @@ class Step:
 
     stream: Stream
     token: int | None = None
+    logprob: Logprob | None = None
+    prompt: Sequence[tuple[int, Logprob]] = ()  # the next prompt tokens with theirs; the first one of all has none
     error: str | None = None  # the stream is over, and why
 
 
 Deliver = Callable[[Sequence[Step]], None]
+GONE = Row(Sampling(temperature=0.0), frozenset(), (), ())  # for a request whose reader has left: any token will do
 
 
 class Batcher(ContinuousBatchingManager):
     """Runs all streams, one step of all at a time, in a thread of its own."""
 
-    def __init__(self, loaded: Loaded, slots: int, cache_mb: int, deliver: Deliver) -> None:
+    def __init__(
+        self, loaded: Loaded, slots: int, cache_mb: int, deliver: Deliver, adapters: Adapters | None = None
+    ) -> None:
         """Takes the cache; `start` starts the thread.
 
         Args:
@@ -77,13 +94,16 @@ class Batcher(ContinuousBatchingManager):
 
         Raises:
             MemoryError: the cache does not fit.
-            ValueError: the model's attention cannot be paged.
+            ValueError, NotImplementedError: the model's attention cannot be paged.
         """
         self._streams: dict[str, Stream] = {}
         self._numbers = count()
         self._deliver = deliver
-        self._end_ids = sorted(loaded.end_ids)
+        self._adapters = adapters
         self._failures = 0
+        self._slots, self._context = slots, loaded.context
+        self._sampler = Sampler(loaded.device)
+        self._pace = Pace(max(STEP_TOKENS, slots))
         self.steps = 0
         stock.setLevel(logging.WARNING)  # it has a handler and a format of its own
         config = ContinuousBatchingConfig(
@@ -98,6 +118,7 @@ class Batcher(ContinuousBatchingManager):
         )
         model: Any = loaded.model
         super().__init__(model, GenerationConfig(do_sample=False), config)  # type: ignore[no-untyped-call]
+        self._slices = bool(model._supports_logits_to_keep())
         self.output_router = _Router(self._streams, deliver)
         self.batch_processor = self._create_batch_processor()
         self._try_out()
@@ -142,8 +163,10 @@ class Batcher(ContinuousBatchingManager):
             return False
         stream.id = str(next(self._numbers))  # the same request may come back while its first try is let go of
         self._streams[stream.id] = stream
+        root = stream.adapter if stream.prompt_logprobs is None else PRIVATE  # what is shared is not computed again
+        prompt = [stream.prompt[0] | root << TOKEN_BITS, *stream.prompt[1:]]
         taken = self.add_request(
-            stream.prompt, request_id=stream.id, max_new_tokens=stream.limit, eos_token_id=self._end_ids
+            prompt, request_id=stream.id, max_new_tokens=stream.limit, eos_token_id=sorted(stream.end_ids)
         )
         if taken is None or not self.alive:  # it ended meanwhile
             self._streams.pop(stream.id, None)
@@ -179,25 +202,22 @@ class Batcher(ContinuousBatchingManager):
             self._deliver([Step(stream, error=DEAD) for stream in left])
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
-        """Our attention where it is at home, else what the stock manager takes."""
-        layers = group_layers_by_attn_type(model.config.get_text_config())
-        if model.device.type == "cpu" and set(layers) == {FULL_ATTENTION}:
-            model.set_attn_implementation(attention.NAME)
-        else:
-            super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
+        """Our attention, whatever the model was made with."""
+        model.set_attn_implementation(attention.NAME)
 
     def _try_out(self) -> None:
         """A prompt step and a decode step, so that a model that cannot run is found now; raises what they raise."""
         self.add_request([0, 0], request_id="try", max_new_tokens=2)
         for _ in range(2):
             self._processor.prepare_next_batch()
-            self._generation_step()
-            self._processor.update_batch()
+            self._compute()
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor = super()._create_batch_processor()
-        if not isinstance(processor.model_runner, _Runner):
-            processor.model_runner = _Runner(processor, self._streams)
+        inputs: Any = processor.inputs_and_outputs
+        if not isinstance(inputs, Inputs):
+            self._inputs = Inputs(processor.cache, self._slots, self._context)
+            processor.inputs_and_outputs = self._inputs  # type: ignore[assignment]
         return processor
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
@@ -205,6 +225,8 @@ class Batcher(ContinuousBatchingManager):
         scheduler = batch_processor.scheduler
         if not scheduler.active_requests:
             scheduler.block_new_requests = False  # stock: stays set when all who could finish are cancelled
+        made = [s.generated_len() for s in scheduler.active_requests.values() if s.status == RequestStatus.DECODING]
+        batch_processor.max_batch_tokens = self._pace.room(len(made) if max(made, default=0) >= YOUNG else 0)
         try:
             ready = batch_processor.prepare_next_batch()
         except Exception as error:
@@ -221,34 +243,106 @@ class Batcher(ContinuousBatchingManager):
         return True
 
     def _step(self, processor: ContinuousBatchProcessor) -> None:
+        lengths = self._inputs.lengths
+        self._pace.begin(sum(new for _, new in lengths))
         try:
-            self._generation_step()
-            futures, tokens, _ = processor.inputs_and_outputs.prepare_batch_update()
-            processor.update_batch()
+            steps = self._compute()
         except Exception as error:
             self._survive(error)
             processor.handle_batch_error(error)  # type: ignore[no-untyped-call]
             return
+        single = sum(new == 1 for _, new in lengths)
+        self._pace.end(single, sum(new for _, new in lengths) - single)
         self._failures = 0
         self.steps += 1
-        steps = []
-        for future, token in zip((f for f in futures if f.has_new_token), tokens, strict=False):  # tokens has a tail
-            stream = self._streams.get(future.state.request_id)
-            if stream is not None:  # else it has left
-                steps.append(self._advance(processor, stream, future.state, token))
         if steps:
             self._deliver(steps)
 
-    def _advance(self, processor: ContinuousBatchProcessor, stream: Stream, state: RequestState, token: int) -> Step:
-        if token < 0:
-            processor.cache.free_blocks(stream.id, no_cache=True)
-            processor.scheduler.finish_request(stream.id)
-            self._streams.pop(stream.id, None)
-            return Step(stream, error="the model's logits are not finite")
-        stream.position += 1
-        if state.status == RequestStatus.FINISHED:  # an end token, or the limit
-            self._streams.pop(stream.id, None)
-        return Step(stream, token)
+    @torch.inference_mode()
+    def _compute(self) -> list[Step]:
+        """One forward pass over the step's tokens and what follows from it."""
+        inputs = self._inputs
+        requests = inputs.requests_in_batch
+        streams = [self._streams.get(future.state.request_id) for future in requests]
+        scores = self._to_score(requests, streams)
+        keep = inputs.last
+        if scores:
+            keep = torch.cat((keep, *(rows.to(keep.device) for _, rows, _ in scores)))
+        if self._adapters is not None:
+            adapters = [0 if stream is None else stream.adapter for stream in streams]
+            self._adapters.use([(a, new) for a, (_, new) in zip(adapters, inputs.lengths, strict=True)])
+        logits = self._forward(keep)
+        asked = [(f, s) for f, s in zip(requests, streams, strict=True) if f.has_new_token]
+        rows = [GONE if stream is None else stream.row for _, stream in asked]
+        steps = self._score(scores, logits[len(rows) :])
+        picked = self._sampler.pick(logits[: len(rows)], rows) if rows else None
+        place = 0
+        for future, stream in zip(requests, streams, strict=True):
+            token = None
+            if future.has_new_token and picked is not None:
+                token = picked.tokens[place]
+            ended = self._advance(future, token)
+            if token is not None and stream is not None:
+                if ended:
+                    self._streams.pop(stream.id, None)
+                elif token >= 0:
+                    stream.row.advance(token)
+                if token < 0:
+                    steps.append(Step(stream, error="the model's logits are not finite"))
+                else:
+                    steps.append(Step(stream, token, picked.logprobs.get(place) if picked else None))
+            place += future.has_new_token
+        return steps
+
+    def _forward(self, keep: Tensor) -> Tensor:
+        """Logits, float32, shape (kept, vocab), of these tokens of the step."""
+        model: Any = self.model
+        if self._slices:
+            return model(**self._inputs.kwargs, logits_to_keep=keep).logits[0].float()  # type: ignore[no-any-return]
+        return model(**self._inputs.kwargs).logits[0, keep].float()  # type: ignore[no-any-return]
+
+    def _to_score(
+        self, requests: Sequence[FutureRequestState], streams: Sequence[Stream | None]
+    ) -> list[tuple[Stream, Tensor, list[int]]]:
+        """Streams whose prompts are scored: the tokens of the step that foretell the next prompt tokens, and those."""
+        found = []
+        begin = 0
+        for stream, (past, new) in zip(streams, self._inputs.lengths, strict=True):
+            if stream is not None and stream.prompt_logprobs is not None:
+                first, end = stream.scored, min(past + new + 1, len(stream.prompt))  # of the foretold tokens
+                if first < end:
+                    rows = torch.arange(begin + first - 1 - past, begin + end - 1 - past)
+                    found.append((stream, rows, stream.prompt[first:end]))
+                    stream.scored = end
+            begin += new
+        return found
+
+    def _score(self, scores: Sequence[tuple[Stream, Tensor, list[int]]], logits: Tensor) -> list[Step]:
+        steps, begin = [], 0
+        for stream, rows, targets in scores:
+            found = prompt_logprobs(logits[begin : begin + len(rows)], targets, stream.prompt_logprobs or 0)
+            steps.append(Step(stream, prompt=list(zip(targets, found, strict=True))))
+            begin += len(rows)
+        return steps
+
+    def _advance(self, future: FutureRequestState, token: int | None) -> bool:
+        """Books a step of a request: its new token, its complete pages, its end. True when it is over."""
+        state, processor = future.state, self._processor
+        ended = False
+        if token is not None and token < 0:
+            processor.cache.free_blocks(state.request_id, no_cache=True)
+            processor.scheduler.finish_request(state.request_id)
+            return True
+        if token is not None:
+            state.status = RequestStatus.DECODING
+            ended = state.update_and_check_completion(token, None)
+        if future.complete_blocks and state.initial_tokens[0] >> TOKEN_BITS != PRIVATE:
+            processor.cache.mark_complete_blocks(state, future.complete_blocks)
+            self._inputs.pages_changed(state.request_id)
+        if ended:
+            processor.scheduler.finish_request(state.request_id)
+            processor.scheduler.block_new_requests = False
+        return ended
 
     def _survive(self, error: Exception) -> None:
         """Notes a failed step; passes the error on, which ends the thread, when too many fail in a row."""
@@ -257,43 +351,6 @@ class Batcher(ContinuousBatchingManager):
         logger.error("a step of the model failed", exc_info=error)
         if self._failures >= FAILURES:
             raise error
-
-
-class _Runner(ModelRunner):
-    """The stock runner with our sampler."""
-
-    def __init__(self, processor: ContinuousBatchProcessor, streams: Mapping[str, Stream]) -> None:
-        super().__init__(
-            logit_processor=processor.logit_processor,
-            cb_config=processor.cb_config,
-            inputs_and_outputs=processor.inputs_and_outputs,
-            cache=processor.cache,
-            do_sample=False,
-            return_logprobs=False,
-        )
-        self._streams = streams
-        self._batch: Any = processor.inputs_and_outputs  # the synchronous kind
-
-    def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
-        """One forward pass and the picks, with our attention's plan where that is in use."""
-        config: Any = model.config
-        if config._attn_implementation == attention.NAME:
-            requests = self._batch.requests_in_batch
-            lengths = [(f.state.position_offset - f.query_length, f.query_length) for f in requests]
-            batch_data["plan"] = attention.plan(lengths, batch_data["read_index"][0])
-        super().compute_batch(model, batch_data)
-
-    def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
-        """Fill output_ids[0, :rows]; scores is (1, rows and a tail, vocab), a row per request with a new token."""
-        draws = [self._draw(f.state) for f in self._batch.requests_in_batch if f.has_new_token]
-        if draws:
-            output_ids[0, : len(draws)].copy_(pick(scores[0, : len(draws)], draws))
-
-    def _draw(self, state: RequestState) -> Draw:
-        stream = self._streams.get(state.request_id)
-        if stream is None:  # has left: any token will do
-            return Draw()
-        return Draw(stream.draw.temperature, stream.draw.top_p, stream.draw.seed, stream.position)
 
 
 class _Router(OutputRouter):

@@ -5,7 +5,7 @@ A message that begins with `/echo 100 20ms` is answered by the words 1 to 100, o
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from broker.errors import PromptTooLong
@@ -18,6 +18,8 @@ COMMAND = re.compile(r"/echo\s+(\d{1,6})(?:\s+(\d{1,6}(?:\.\d+)?)\s*(ms|s)?)?")
 
 class EchoPieces:
     """One answer of the echo."""
+
+    completion_tokens = None
 
     def __init__(
         self, engine: "EchoEngine", words: list[str], most: int | None, pace: float, prompt_tokens: int, said: int
@@ -46,8 +48,8 @@ class EchoEngine:
     alive = True
     busy = False  # a word that comes late is no hung engine
 
-    def __init__(self, name: str, slots: int) -> None:
-        self.cards = (ModelCard(name, context=CONTEXT),)
+    def __init__(self, names: Iterable[str], slots: int) -> None:
+        self.cards = tuple(ModelCard(name, context=CONTEXT) for name in names)
         self.slots = slots
         self.steps = 0
 
@@ -72,4 +74,4 @@ class EchoEngine:
 async def open_engine(options: EngineOptions, progress: Progress) -> EchoEngine:
     """Ready at once."""
     progress(100)
-    return EchoEngine(options.models[0].name, options.slots)
+    return EchoEngine((model.name for model in options.models), options.slots)

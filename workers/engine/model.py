@@ -1,29 +1,36 @@
 """A folder or hub id in; a model, its tokenizer and what an engine has to know about them out.
 
 Everything that can be wrong with a checkpoint or a machine is found here and said in one sentence, a ModelUnusable
-that names the folder. Weights come from safetensors alone and no code from the checkpoint is ever run. Blocks while
-it reads; knows no event loop, no engine and no requests.
+that names the folder. Weights come from safetensors alone, and code from the checkpoint runs only where its operator
+asks for it. Blocks while it reads; knows no event loop, no engine and no requests.
 """
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TorchAoConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from broker.errors import ModelUnusable
-from workers.engine import Progress
+from broker.sources import ModelSource
+from workers.engine import Progress, hub, quantization
+from workers.engine.hub import first_line
+from workers.engine.progress import loading
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +38,8 @@ DEVICES = ("cuda", "mps", "xpu", "npu", "cpu")  # in the order in which `auto` l
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "tekken.json")
-WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # files that a download fetches
 FREE_SHARE = 0.9  # of the free memory that weights may take
+DOWNLOAD_SHARE = 50  # percent of the progress that a download is, where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +54,40 @@ class Loaded:
     dtype: torch.dtype
 
 
-def load(source: str, device: str, dtype: str, progress: Progress) -> Loaded:
+def load(source: ModelSource, device: str, dtype: str, quantized: str, progress: Progress) -> Loaded:
     """The model in a folder or on the hub.
 
     Args:
-        source: a folder, or the id of a repository on the hub.
         device: `auto`, or one of DEVICES, with a number where there are several (cuda:1).
         dtype: `auto`, or one of DTYPES. `auto` is the checkpoint's on an accelerator and float32 on a CPU, where
-            bfloat16 is taken, with a warning, when float32 does not fit.
-        progress: called with 0 to 100, never falling.
+            bfloat16 is taken, with a warning, when float32 does not fit; bfloat16 with int4.
+        quantized: `none`, `int8` or `int4`, see workers/engine/quantization.py. A checkpoint that is quantised already
+            is loaded as it is, with `none`.
+        progress: called with 0 to 100, never falling; the first half is the download where there is one.
 
     Raises:
         ModelUnusable: with one sentence that says what is wrong.
     """
     progress(0)
     place = pick_device(device)
-    folder = _folder(source)
-    config = _config(folder)
-    sizes = _weights(folder)
-    tokenizer = _tokenizer(folder)
-    real = _pick_dtype(dtype, config, place, sum(sizes.values()), folder)
-    model = _model(folder, config, place, real, progress)
+    quantization.check(quantized, place)
+    folder, start = _folder(source, progress)
+    config = _config(folder, source.trust_remote_code, quantized)
+    files = _files(folder)
+    shapes = _shapes(files)
+    tokenizer = _tokenizer(folder, source)
+
+    def needed(dtype: torch.dtype) -> int:
+        if getattr(config, "quantization_config", None) is not None:  # they are loaded as they are
+            return sum(file.stat().st_size for file in files)
+        return quantization.needed_bytes(shapes, config.get_text_config().vocab_size, dtype, quantized)
+
+    real = _pick_dtype(dtype, config, place, quantized, needed, folder)
+    method = quantization.config(quantized, place)
+    with loading(lambda percent: progress(start + percent * (100 - start) // 100)):
+        model = _model(folder, config, place, real, method, source.trust_remote_code)
+    if method is not None:
+        quantization.give_back()
     progress(100)
     return Loaded(
         model=model,
@@ -118,126 +138,168 @@ def _count(kind: str) -> int:
     return int(module.device_count()) if module is not None and module.is_available() else 0
 
 
-def _folder(source: str) -> Path:
-    folder = Path(source).expanduser()
+def _folder(source: ModelSource, progress: Progress) -> tuple[Path, int]:
+    """Where the model is, and the percentage that getting it there was."""
+    folder = Path(source.source).expanduser()
     if folder.is_dir():
-        return folder
+        return folder, 0
     if folder.exists():
-        raise ModelUnusable(f"{source} is a file; give the folder that holds the model.")
-    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise ModelUnusable(f"The folder {source} does not exist.")
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(WANTED)))
-    except Exception as error:  # the hub's client, its transport and its validators each have a tree of their own
-        logger.debug("download of %s failed", source, exc_info=True)
-        raise ModelUnusable(
-            f"{source} is neither a folder here nor a model that could be had from the hub ({_line(error)})."
-        ) from error
+        raise ModelUnusable(f"{source.source} is a file; give the folder that holds the model.")
+    if source.source.startswith(("/", ".", "~")) or source.source.count("/") > 1:
+        raise ModelUnusable(f"The folder {source.source} does not exist.")
+    start = 0
+
+    def tell(percent: int) -> None:
+        nonlocal start
+        start = DOWNLOAD_SHARE
+        progress(percent * DOWNLOAD_SHARE // 100)
+
+    folder = hub.download(source, tell)
+    return folder, start
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, trusted: bool, quantized: str) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelUnusable(f"{folder} has no config.json, so it is not a model.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except Exception as error:  # transformers raises whatever a strange value leads it to
-        raise ModelUnusable(f"{path} cannot be used: {_line(error)}.") from error
+        raise _refusal(folder, f"{path} cannot be used", error) from error
     named = raw.get("architectures") or []
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if known is None or (named and not any(name == known or name.endswith("ForCausalLM") for name in named)):
+    own = trusted and "AutoModelForCausalLM" in (raw.get("auto_map") or {})
+    if not own and (
+        known is None or (named and not any(name == known or name.endswith("ForCausalLM") for name in named))
+    ):
         what = named[0] if named else config.model_type
         raise ModelUnusable(f"{folder} holds {what}, which is not a language model that answers.")
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None and quantized != "none":
+        raise ModelUnusable(f"{folder} is quantised already, so it cannot be made {quantized} as well.")
+    if stored is not None and not _is_readable(stored):  # transformers would take the numbers as they are
+        raise ModelUnusable(f"{folder} is quantised in a way that transformers does not know ({str(stored)[:100]}).")
     return config
 
 
-def _weights(folder: Path) -> dict[str, int]:
-    """Elements of every tensor, by its name, from the files' headers; finds what is missing or cut short."""
+def _is_readable(stored: Any) -> bool:
+    quantizer: Any = AutoHfQuantizer
+    try:
+        return bool(quantizer.supports_quant_method(stored))
+    except (ValueError, AttributeError):  # it does not say by what
+        return False
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files with the weights; finds what is missing."""
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))
     if index.is_file():
         try:
-            files = sorted(
-                {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-            )
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            files = sorted(folder / name for name in names)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelUnusable(f"{index} cannot be read: {_line(error)}.") from error
+            raise ModelUnusable(f"{index} cannot be read: {first_line(error)}.") from error
     if not files:
         if any(any(folder.glob(pattern)) for pattern in PICKLED):
             raise ModelUnusable(
                 f"{folder} has its weights as pickle files only, which can run code; convert them to safetensors."
             )
         raise ModelUnusable(f"{folder} has no weights (*.safetensors).")
-    sizes: dict[str, int] = {}
     for file in files:
         if not file.is_file():
             raise ModelUnusable(f"{folder} is not complete: {file.name} is missing.")
+    return files
+
+
+def _shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by its name, from the files' headers; finds what is cut short."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                sizes |= {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ModelUnusable(f"{file} is damaged or cut short ({_line(error)}); fetch it again.") from error
-    return sizes
+            raise ModelUnusable(f"{file} is damaged or cut short ({first_line(error)}); fetch it again.") from error
+    return shapes
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
+def _tokenizer(folder: Path, source: ModelSource) -> PreTrainedTokenizerBase:
+    trusted = source.trust_remote_code
+    if not trusted and not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
         raise ModelUnusable(f"{folder} has no tokenizer (tokenizer.json).")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
         tokenizer.encode("a", add_special_tokens=False)  # settles what would else be set when threads encode at once
     except Exception as error:  # transformers raises whatever a strange file leads it to
         logger.debug("tokenizer of %s failed", folder, exc_info=True)
-        raise ModelUnusable(f"{folder} has no tokenizer that can be used: {_line(error)}.") from error
+        raise _refusal(folder, f"{folder} has no tokenizer that can be used", error) from error
+    if source.chat_template:
+        try:
+            tokenizer.chat_template = Path(source.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelUnusable(f"The chat template of {source.name} cannot be read: {first_line(error)}.") from error
     if not tokenizer.chat_template:
-        raise ModelUnusable(f"{folder} has no chat template, so it is not a chat model; add a chat_template.jinja.")
+        raise ModelUnusable(
+            f"{folder} has no chat template, so it is not a chat model; "
+            "if it is one, give its template as chat_template in FLEETCHAT_MODELS_FILE."
+        )
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program: it can fail in any way
-        raise ModelUnusable(f"{folder} has a chat template that does not work: {_line(error)}.") from error
+        where = source.chat_template or folder
+        raise ModelUnusable(f"{where} has a chat template that does not work: {first_line(error)}.") from error
     tokenizer.clean_up_tokenization_spaces = False  # it spoils what a model writes, code above all
     return tokenizer
 
 
-def _pick_dtype(name: str, config: Any, device: torch.device, elements: int, folder: Path) -> torch.dtype:
+def _pick_dtype(
+    name: str, config: Any, device: torch.device, quantized: str, needed: Callable[[torch.dtype], int], folder: Path
+) -> torch.dtype:
     if name != "auto" and name not in DTYPES:
         raise ModelUnusable(f"There is no dtype {name!r}; pick auto or one of {', '.join(DTYPES)}.")
-    free = free_bytes(device)
+    if quantized == "int4" and name not in ("auto", "bfloat16"):
+        raise ModelUnusable(f"int4 computes in bfloat16, so it cannot be had with {name}.")
+    room = free_bytes(device) * FREE_SHARE
     if name != "auto":
         dtype = DTYPES[name]
+    elif quantized == "int4":
+        dtype = torch.bfloat16
     elif device.type == "cpu":
         dtype = torch.float32
-        if elements * dtype.itemsize > free * FREE_SHARE:
+        if needed(dtype) > room:
             dtype = torch.bfloat16
             logger.warning("%s runs in bfloat16: there is not the memory for float32", folder)
     else:
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    needed = elements * dtype.itemsize
-    if needed > free * FREE_SHARE and getattr(config, "quantization_config", None) is None:
+    if needed(dtype) > room:
         raise ModelUnusable(
-            f"{folder} needs {needed / 1e9:.1f} GB for its weights and {device} has {free / 1e9:.1f} GB free."
+            f"{folder} needs {needed(dtype) / 1e9:.1f} GB for its weights, "
+            f"and of the free memory of {device} it may take {room / 1e9:.1f} GB."
         )
     return dtype
 
 
-def _model(folder: Path, config: Any, device: torch.device, dtype: torch.dtype, progress: Progress) -> PreTrainedModel:
+def _model(
+    folder: Path, config: Any, device: torch.device, dtype: torch.dtype, method: TorchAoConfig | None, trusted: bool
+) -> PreTrainedModel:
     loader: Any = AutoModelForCausalLM  # its types know one form of the result
     try:
-        with _reported(progress):
-            model, info = loader.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                device_map={"": device},
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told below, in one sentence
-            )
+        model, info = loader.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            quantization_config=method,
+            use_safetensors=True,
+            trust_remote_code=trusted,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, in one sentence
+        )
     except Exception as error:  # transformers raises whatever a strange checkpoint leads it to
         logger.debug("loading %s failed", folder, exc_info=True)
-        raise ModelUnusable(f"{folder} cannot be loaded: {_line(error)}.") from error
+        raise _refusal(folder, f"{folder} cannot be loaded", error) from error
     if missing := sorted(info["missing_keys"]):
         raise ModelUnusable(
             f"{folder} is not complete: its files lack {len(missing)} of the model's tensors, {missing[0]} for one."
@@ -249,42 +311,6 @@ def _model(folder: Path, config: Any, device: torch.device, dtype: torch.dtype, 
     loaded: PreTrainedModel = model
     loaded.train(False)
     return loaded
-
-
-@contextmanager
-def _reported(progress: Progress) -> Iterator[None]:
-    """Tells `progress` which share of the tensors is in place; transformers' bars and tables stay off the terminal."""
-
-    def quiet(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bar = factory(*args, **kwargs | {"disable": True})
-        return _Bar(bar, args[0], progress) if kwargs.get("desc") == "Loading weights" and args else bar
-
-    before, verbosity = transformers_logging.set_tqdm_hook(quiet), transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(before)
-        transformers_logging.set_verbosity(verbosity)
-
-
-class _Bar:
-    """Passes the loading loop's items on and counts them."""
-
-    def __init__(self, bar: Any, items: Any, progress: Progress) -> None:
-        self._bar, self._items, self._progress = bar, items, progress
-
-    def __iter__(self) -> Iterator[Any]:
-        told = 0
-        for done, item in enumerate(self._items):
-            percent = min(99, 100 * done // len(self._items))
-            if percent > told:
-                told = percent
-                self._progress(percent)
-            yield item
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bar, name)
 
 
 def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -302,7 +328,11 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     return frozenset(ids if own is None else ids | {int(own)})
 
 
-def _line(error: BaseException) -> str:
-    """The beginning of an error, to stand inside a sentence: its first line, and the next where it announces that."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 1 + lines[0].endswith(":")])[:300].rstrip(" .:!")
+def _refusal(folder: Path, what: str, error: Exception) -> ModelUnusable:
+    """Why transformers refused: code that nobody has allowed is said in our own words."""
+    if "trust_remote_code" in str(error):
+        return ModelUnusable(
+            f"{folder} needs Python code that comes with it; to have that run, "
+            "set trust_remote_code = true for this model in FLEETCHAT_MODELS_FILE."
+        )
+    return ModelUnusable(f"{what}: {first_line(error)}.")

@@ -61,6 +61,15 @@ class Vocabulary:
         token = self._tokenizer.convert_ids_to_tokens(token_id) or ""
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
+    def spell(self, token_id: int) -> bytes:
+        """One id by itself, control tokens too; half a character is half a character."""
+        if self._byte_level and not self.is_special(token_id):
+            return self.bytes_of(token_id)
+        token = self._tokenizer.convert_ids_to_tokens(token_id) or ""
+        if self.is_byte(token_id):
+            return bytes([int(token[3:5], 16)])
+        return str(token).replace("\u2581", " ").encode()
+
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of one id of a byte-level vocabulary; none for special and unknown ids."""
         found = self._bytes.get(token_id)
@@ -74,8 +83,9 @@ class Vocabulary:
 class Transcript:
     """One answer as text: detokenised, and ended by the stop string that is complete first."""
 
-    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = ()) -> None:
-        """`stop` are the strings before which the text ends; empty ones are passed over."""
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), after: int = 0) -> None:
+        """`stop` are the strings before which the text ends, empty ones passed over, once `after` tokens were fed."""
+        self._after = after
         self._detokenizer = vocabulary.detokenizer()
         self._stop = tuple(s for s in stop if s)
         self._held = ""  # may be the beginning of a stop string
@@ -83,6 +93,7 @@ class Transcript:
 
     def feed(self, token_id: int) -> str:
         """The text that this id makes certain. Nothing more comes once `stopped` is true."""
+        self._after -= 1
         return self._scan(self._detokenizer.feed(token_id))
 
     def finish(self) -> str:
@@ -92,7 +103,7 @@ class Transcript:
         return text + held
 
     def _scan(self, text: str) -> str:
-        if self.stopped or not self._stop:
+        if self.stopped or not self._stop or self._after > 0:
             return "" if self.stopped else text
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]

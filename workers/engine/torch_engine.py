@@ -13,21 +13,27 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
-from broker.errors import BadRequest, EngineFailed, ModelUnusable, PromptTooLong
-from broker.messages import ChatRequest, Message, ModelCard
-from workers.engine import EngineOptions, Piece, Progress
+from broker import sources
+from broker.errors import BadRequest, EngineFailed, ModelUnusable, NoSuchModel, PromptTooLong, SetupError
+from broker.messages import ChatRequest, ModelCard, Sampling, count_bytes
+from broker.sources import ModelSource
+from workers.engine import EngineOptions, Piece, Progress, TokenLogprob
+from workers.engine.adapters import Adapters, base_of
 from workers.engine.batching import Batcher, Step, Stream
 from workers.engine.model import Loaded, load
 from workers.engine.prompt import Prompter
-from workers.engine.sampling import Draw
+from workers.engine.sampling import Logprob, Row
+from workers.engine.structure import Grammars, Matcher
 from workers.engine.text import Transcript, Vocabulary
 
 logger = logging.getLogger(__name__)
 
 LARGE_PROMPT = 4_000  # characters; a larger one is encoded in a thread, so that the event loop stays free
 CLOSE_SECONDS = 2.0
+ABILITIES = ("continue", "logprobs", "prompt_logprobs", "structure", "tools")
 
 T = TypeVar("T")
 
@@ -47,7 +53,9 @@ async def open_engine(options: EngineOptions, progress: Progress) -> "TorchEngin
         progress(percent)
 
     def work() -> TorchEngine:
-        return TorchEngine(load(options.models[0].source, options.device, options.dtype, tell), options, loop)
+        base, adapters = _divide(options.models)
+        loaded = load(base, options.device, options.dtype, options.quantization, tell)
+        return TorchEngine(loaded, base, adapters, options, loop)
 
     try:
         return await _in_daemon(work)
@@ -61,11 +69,19 @@ class TorchEngine:
 
     resumable = True
 
-    def __init__(self, loaded: Loaded, options: EngineOptions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        base: ModelSource,
+        adapters: Sequence[ModelSource],
+        options: EngineOptions,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         """Takes the cache and starts the thread; blocks for as long as that takes.
 
         Raises:
-            ModelUnusable: the cache does not fit, or the model's attention is of a kind that cannot be batched.
+            ModelUnusable: the cache does not fit, the model's attention is of a kind that cannot be batched, or an
+                adapter does not fit the model.
         """
         self.slots = options.slots
         self.device = str(loaded.device)
@@ -75,18 +91,29 @@ class TorchEngine:
         self._ids = len(loaded.model.get_input_embeddings().weight)  # type: ignore[arg-type]
         self._prompter = Prompter(loaded.tokenizer)
         self._vocabulary = Vocabulary(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, self._ids, loaded.end_ids)
         self._answers: dict[Stream, Answer] = {}
+        self._adapters = {base.name: 0}
+        applied = Adapters(loaded.model) if adapters else None
+        for adapter in adapters:
+            assert applied is not None
+            self._adapters[adapter.name] = applied.add(Path(adapter.source))
         try:
-            self._batcher = Batcher(loaded, options.slots, options.cache_mb, self._cross)
+            self._batcher = Batcher(loaded, options.slots, options.cache_mb, self._cross, applied)
         except Exception as error:  # the model's own code runs here for the first time
-            logger.debug("the first step of %s failed", options.models[0].source, exc_info=True)
-            raise ModelUnusable(f"{options.models[0].source} was loaded but cannot be run: {error!r}.") from error
-        self.context = min(loaded.context, self._batcher.longest)
+            logger.debug("the first step of %s failed", base.source, exc_info=True)
+            raise ModelUnusable(f"{base.source} was loaded but cannot be run: {error!r}.") from error
+        self.context = min(loaded.context, self._batcher.longest, base.context or loaded.context)
         if self.context < loaded.context:
             logger.warning("the cache holds %d of the %d tokens of context", self.context, loaded.context)
         megabytes, tokens = self._batcher.cache_bytes / 2**20, f"{self._batcher.cache_tokens:,}".replace(",", " ")
         logger.info("cache %.0f MB, %s tokens", megabytes, tokens)
-        self.cards = (ModelCard(options.models[0].name, context=self.context),)
+        served = [m.name for m in options.models]
+        self.cards = tuple(
+            ModelCard(name, context=self.context, parent=base.name if number else "", abilities=ABILITIES)
+            for name, number in self._adapters.items()
+            if name in served
+        )
         self._batcher.start()
 
     @property
@@ -108,7 +135,11 @@ class TorchEngine:
     async def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AsyncIterator["Answer"]:
         """One answer; see the protocol."""
         sampling = request.sampling
-        prompt = await self._encode(request.messages)
+        adapter = self._adapters.get(request.model)
+        if adapter is None:
+            raise NoSuchModel(f"This worker does not serve {request.model}.")
+        self._check(sampling)
+        prompt = await self._encode(request)
         room = self.context - len(prompt)
         if room < 1:
             raise PromptTooLong(
@@ -116,13 +147,22 @@ class TorchEngine:
                 "the answer among them. Shorten it or start a new one."
             )
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        answer = Answer(len(prompt), limit, Transcript(self._vocabulary, sampling.stop), self._end_ids, said)
+        end_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_ids)
+        matcher = None
+        if sampling.structure is not None:
+            matcher = await asyncio.to_thread(self._grammars.compile, sampling.structure, said)
+        transcript = Transcript(self._vocabulary, sampling.stop, sampling.min_tokens)
+        answer = Answer(len(prompt), limit, transcript, end_ids, said, sampling.logprobs is not None, matcher)
         stream = Stream(
             prompt=[*prompt, *said],
             limit=limit - len(said),
-            draw=Draw(sampling.temperature, sampling.top_p, sampling.seed),
-            position=len(said),
+            end_ids=end_ids,
+            row=Row(sampling, end_ids, prompt, said, matcher),
+            adapter=adapter,
+            prompt_logprobs=None if said else sampling.prompt_logprobs,  # they went out with the first token
         )
+        if stream.prompt_logprobs is not None:
+            answer.score([None])  # nothing foretells the first token
         try:
             if not answer.over:
                 self._answers[stream] = answer
@@ -144,11 +184,17 @@ class TorchEngine:
         self._batcher.leave(stream)
         self._answers.pop(stream, None)
 
-    async def _encode(self, messages: Sequence[Message]) -> list[int]:
-        if sum(len(m.content) for m in messages) > LARGE_PROMPT:
-            ids = await asyncio.to_thread(self._prompter.encode, messages)
+    def _check(self, sampling: Sampling) -> None:
+        """Raises BadRequest for what only the model's vocabulary tells to be wrong."""
+        outside = [i for i, _ in sampling.logit_bias if not 0 <= i < self._ids]
+        if outside:
+            raise BadRequest(f"logit_bias has token {outside[0]}, and this model's go from 0 to {self._ids - 1}.")
+
+    async def _encode(self, request: ChatRequest) -> list[int]:
+        if count_bytes(request.messages) + len(str(request.tools)) > LARGE_PROMPT:
+            ids = await asyncio.to_thread(self._prompter.encode, request)
         else:
-            ids = self._prompter.encode(messages)
+            ids = self._prompter.encode(request)
         if ids and max(ids) >= self._ids:  # would bring a GPU down
             raise BadRequest("The conversation holds a token that this model's vocabulary does not have.")
         return ids
@@ -165,18 +211,53 @@ class TorchEngine:
             answer = self._answers.get(step.stream)
             if answer is None:
                 continue  # its reader has left
+            if step.prompt:
+                answer.score([self._spell(*scored) for scored in step.prompt])
             if step.token is not None:
-                answer.take(step.token)
+                answer.take(step.token, None if step.logprob is None else self._spell(step.token, step.logprob))
             if step.error is not None:
                 logger.error("request ended by the engine: %s", step.error)
                 answer.end(EngineFailed())
+
+    def _spell(self, token: int, logprob: Logprob) -> TokenLogprob:
+        own, others = logprob
+        top = tuple(TokenLogprob(i, self._vocabulary.spell(i), value) for i, value in others)
+        return TokenLogprob(token, self._vocabulary.spell(token), own, top)
+
+
+def _divide(models: Sequence[ModelSource]) -> tuple[ModelSource, list[ModelSource]]:
+    """The base and the adapters on it; adapters alone name their base.
+
+    Raises:
+        ModelUnusable: they do not share one base.
+    """
+    adapters = [m for m in models if m.is_adapter]
+    bases = [m for m in models if not m.is_adapter]
+    if not bases:
+        named = {base_of(Path(adapter.source)) for adapter in adapters}
+        try:
+            bases = [sources.parse(name) for name in named]
+        except SetupError as error:
+            raise ModelUnusable(f"The base of {adapters[0].source} cannot be found: {error}") from error
+    if len(bases) > 1:
+        raise ModelUnusable(f"One worker serves one base with its adapters, and here are {len(bases)} bases.")
+    return bases[0], adapters
 
 
 class Answer:
     """One answer as it is being made. Belongs to the event loop; its reader is the one who entered `generate`."""
 
+    completion_tokens = None
+
     def __init__(
-        self, prompt_tokens: int, limit: int, transcript: Transcript, end_ids: frozenset[int], said: Sequence[int]
+        self,
+        prompt_tokens: int,
+        limit: int,
+        transcript: Transcript,
+        end_ids: frozenset[int],
+        said: Sequence[int],
+        logprobs: bool,
+        matcher: Matcher | None,
     ) -> None:
         """Feeds what has been said, so that text and counting go on behind it."""
         self.prompt_tokens = prompt_tokens
@@ -184,7 +265,10 @@ class Answer:
         self._limit = limit  # tokens of the answer at most, those in `said` too
         self._transcript = transcript
         self._end_ids = end_ids
-        self._tokens: deque[int] = deque()  # made and not yet read; never more than the limit
+        self._tokens: deque[tuple[int, TokenLogprob | None]] = deque()  # made and not yet read; at most the limit
+        self._wants_logprobs = logprobs
+        self._matcher = matcher
+        self._scores: list[TokenLogprob | None] = []  # of the prompt, for the first piece
         self._count = len(said)
         self._error: Exception | None = None
         self._done = False
@@ -199,10 +283,14 @@ class Answer:
         """Whether no more tokens are needed."""
         return self._transcript.stopped or self._count >= self._limit
 
-    def take(self, token: int) -> None:
+    def take(self, token: int, logprob: TokenLogprob | None) -> None:
         """A new token from the engine."""
-        self._tokens.append(token)
+        self._tokens.append((token, logprob))
         self._news.set()
+
+    def score(self, scores: Sequence[TokenLogprob | None]) -> None:
+        """Log-probabilities of the next prompt tokens; the first one has none."""
+        self._scores += scores
 
     def end(self, error: Exception) -> None:
         """The engine gave up; what it made before is still read."""
@@ -230,18 +318,32 @@ class Answer:
         return piece
 
     def _read(self) -> Piece:
-        text, ids, ended = "", [], False
+        text, ids, logprobs, ended = "", [], [], False
         while self._tokens and not (self.over or ended):
-            token = self._tokens.popleft()
+            token, logprob = self._tokens.popleft()
             ended = token in self._end_ids
             if not ended:
                 ids.append(token)
                 self._count += 1
                 text += self._transcript.feed(token)
-        if not (ended or self.over):
-            return Piece(text, tuple(ids))
-        text += self._transcript.finish()
-        return Piece(text, tuple(ids), finish="stop" if ended or self._transcript.stopped else "length")
+                if logprob is not None:
+                    logprobs.append(logprob)
+        finish = None
+        if ended and self._matcher is not None and self._matcher.failed:
+            self._done = True
+            self.leave()
+            raise EngineFailed("The answer could not be kept in the form that was asked for. Ask for a simpler form.")
+        if ended or self.over:
+            text += self._transcript.finish()
+            finish = "stop" if ended or self._transcript.stopped else "length"
+        data, self._scores = {"prompt_logprobs": self._scores} if self._scores else None, []
+        return Piece(
+            text,
+            tuple(ids),
+            finish=finish,
+            logprobs=tuple(logprobs) if self._wants_logprobs else None,
+            data=data,
+        )
 
 
 async def _in_daemon(work: Callable[[], T]) -> T:

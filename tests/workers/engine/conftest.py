@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from broker.messages import ChatRequest, Message, Sampling
 from broker.sources import ModelSource
@@ -14,6 +15,9 @@ from workers.engine import EngineOptions
 from workers.engine.torch_engine import TorchEngine, open_engine
 
 Open = Callable[..., Awaitable[TorchEngine]]
+
+
+torch.set_num_threads(1)  # the models are tiny, and threads that wait for each other are slow on a busy machine
 
 
 def request(text: str, sampling: Sampling, **more: Any) -> ChatRequest:

@@ -2,23 +2,31 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from broker.errors import ModelUnusable
-from tests.tiny_model import CONTEXT, END
-from workers.engine.model import load, pick_device
+from broker.sources import ModelSource
+from tests.tiny_model import CHAT_TEMPLATE, CONTEXT, END
+from workers.engine.model import Loaded, load, pick_device
 
 WEIGHTS = "model.safetensors"
 
 
+def loaded_from(folder: Path, dtype: str = "auto", quantized: str = "none", **said: Any) -> Loaded:
+    return load(ModelSource("m", str(folder), **said), "cpu", dtype, quantized, lambda percent: None)
+
+
 def test_a_model_loads(folder: Path) -> None:
     percents: list[int] = []
-    loaded = load(str(folder), "auto" if not torch.cuda.is_available() else "cpu", "auto", percents.append)
+    device = "cpu" if torch.cuda.is_available() else "auto"
+    loaded = load(ModelSource("m", str(folder)), device, "auto", "none", percents.append)
     assert (loaded.context, loaded.end_ids) == (CONTEXT, {END})
     assert loaded.dtype == loaded.model.dtype == torch.float32
     assert percents == sorted(percents)
@@ -29,7 +37,7 @@ def test_a_model_loads(folder: Path) -> None:
 def test_every_end_token_is_known(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
-    assert load(str(copy), "cpu", "auto", lambda percent: None).end_ids == {7, 9, END}
+    assert loaded_from(copy).end_ids == {7, 9, END}
 
 
 def test_weights_are_cast_and_may_be_in_several_files(folder: Path, tmp_path: Path) -> None:
@@ -42,7 +50,7 @@ def test_weights_are_cast_and_may_be_in_several_files(folder: Path, tmp_path: Pa
     index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     (copy / WEIGHTS).unlink()
-    loaded = load(str(copy), "cpu", "bfloat16", lambda percent: None)
+    loaded = loaded_from(copy, "bfloat16")
     assert loaded.dtype == torch.bfloat16
     embedding = loaded.model.get_input_embeddings().weight
     assert embedding.equal(tensors["model.embed_tokens.weight"].to(torch.bfloat16))
@@ -50,9 +58,9 @@ def test_weights_are_cast_and_may_be_in_several_files(folder: Path, tmp_path: Pa
     assert "model-00002-of-00002.safetensors is missing" in why(copy)
 
 
-def why(source: Path | str, device: str = "cpu", dtype: str = "auto") -> str:
+def why(source: Path | str, device: str = "cpu", dtype: str = "auto", quantized: str = "none", **said: Any) -> str:
     with pytest.raises(ModelUnusable) as caught:
-        load(str(source), device, dtype, lambda percent: None)
+        load(ModelSource("m", str(source), **said), device, dtype, quantized, lambda percent: None)
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert sentence.endswith(".")
@@ -112,9 +120,14 @@ BROKEN = {
     "damaged": scribble,
     "lack 1 of the model's tensors, model.layers.1.mlp.up_proj.weight": lose_a_tensor,
     "another shape than its config.json says": configure(intermediate_size=96),
+    "way that transformers does not know ({})": configure(quantization_config={}),
+    "way that transformers does not know ({'quant_method': 'guesswork'})": configure(
+        quantization_config={"quant_method": "guesswork"}
+    ),
+    "pip install aqlm": configure(quantization_config={"quant_method": "aqlm"}),
     "has no tokenizer (": drop("tokenizer.json", "tokenizer_config.json"),
     "no tokenizer that can be used": lambda copy: (copy / "tokenizer.json").write_text("{"),
-    "no chat template": drop("chat_template.jinja"),
+    "give its template as chat_template in FLEETCHAT_MODELS_FILE": drop("chat_template.jinja"),
     "chat template that does not work": break_template,
 }
 
@@ -148,3 +161,54 @@ def test_devices_and_dtypes_that_are_not_there_are_named(folder: Path) -> None:
     assert f"device {absent} was asked for" in why(folder, device=absent)
     assert "no dtype 'int3'" in why(folder, dtype="int3")
     assert pick_device("cpu").type == "cpu"
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "fleetchat_own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+OWN = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+
+
+def test_code_of_the_checkpoint_runs_only_when_its_operator_asks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])  # transformers adds the cache
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{CODE}")
+    configure(model_type="fleetchat_own", architectures=["OwnForCausalLM"], auto_map=OWN)(copy)
+    assert "set trust_remote_code = true for this model in FLEETCHAT_MODELS_FILE" in why(copy)
+    assert not (tmp_path / "ran").exists()
+    assert type(loaded_from(copy, trust_remote_code=True).model).__name__ == "OwnForCausalLM"
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_template_of_the_operator_takes_the_place_of_the_models_own(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "chat_template.jinja").unlink()
+    file = tmp_path / "mine.jinja"
+    assert "The chat template of m cannot be read" in why(copy, chat_template=str(file))
+    file.write_text("{% for m in %}")
+    assert f"{file} has a chat template that does not work" in why(copy, chat_template=str(file))
+    file.write_text("{{ messages[0]['content'] }}!")
+    for place in (copy, folder):
+        tokenizer = loaded_from(place, chat_template=str(file)).tokenizer
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "a!"
+    assert loaded_from(folder).tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_ = sum(tensor.nbytes for tensor in load_file(folder / WEIGHTS).values())
+    monkeypatch.setattr("workers.engine.model.free_bytes", lambda device: bytes_ * 0.8)
+    assert "GB for its weights, and of the free memory of cpu it may take" in why(folder, dtype="float32")
+    assert loaded_from(folder).dtype == torch.bfloat16
+    monkeypatch.setattr("workers.engine.model.free_bytes", lambda device: bytes_ * 0.4)
+    assert "GB for its weights" in why(folder)

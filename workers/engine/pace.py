@@ -1,0 +1,80 @@
+"""How a step is run so that it is quick: with how many threads, and with how much of new prompts in it.
+
+Both are learnt from the steps themselves, since machines, models and neighbours differ. Threads that wait for each
+other at the end of every operation are the fastest way on a quiet machine; on one that has other work to do, a thread
+that is not running holds all others up and one alone is many times faster. And a prompt is read in parts that keep a
+step below a multiple of the usual, so that running answers go on evenly.
+"""
+
+import time
+
+import torch
+
+STRETCH = 1.5  # time that prompts may add to a step, as a multiple of a step without them
+LEAST_TOKENS = 16  # of prompts in a step, however slow they are
+RECENT = 0.2  # weight of the newest measurement
+TRIAL_EVERY = 128  # steps, after which the other number of threads is tried for two
+
+
+class Pace:
+    """What has been learnt. Belongs to the engine's thread."""
+
+    def __init__(self, step_tokens: int) -> None:
+        """`step_tokens` is the most that a step may have."""
+        self._most = step_tokens
+        self._decode: float | None = None  # seconds of a step without prompts
+        self._token: float | None = None  # seconds that a prompt token adds
+        self._threads = _Threads()
+        self._begun = 0.0
+
+    def room(self, running: int) -> int:
+        """Tokens that the next step may have, beside `running` answers that it must not hold up."""
+        if not running or self._decode is None or self._token is None:
+            return self._most
+        prompts = max(LEAST_TOKENS, int(STRETCH * self._decode / self._token))
+        return min(self._most, running + prompts)
+
+    def begin(self, tokens: int) -> None:
+        """A step with so many tokens begins."""
+        self._threads.choose(tokens)
+        self._begun = time.perf_counter()
+
+    def end(self, running: int, prompt_tokens: int) -> None:
+        """It is over, and had so many answers and so many tokens of prompts."""
+        spent = time.perf_counter() - self._begun
+        self._threads.learn(spent)
+        if not prompt_tokens:
+            self._decode = _mix(self._decode, spent)
+        elif not running or self._decode is not None:
+            added = spent if not running else max(spent - (self._decode or 0), 0.1 * spent)
+            self._token = _mix(self._token, added / prompt_tokens)
+
+
+class _Threads:
+    """One thread or all of them, whichever is quicker now, for steps of about one size."""
+
+    def __init__(self) -> None:
+        self._all = torch.get_num_threads()
+        self._seconds: dict[tuple[int, int], float] = {}  # by size and threads
+        self._counts: dict[int, int] = {}
+        self._now = (0, self._all)
+
+    def choose(self, tokens: int) -> None:
+        if self._all == 1:
+            return
+        size = tokens.bit_length()
+        count = self._counts[size] = self._counts.get(size, 0) + 1
+        one, many = (self._seconds.get((size, threads)) for threads in (1, self._all))
+        threads = 1 if one is not None and many is not None and one < many else self._all
+        if count % TRIAL_EVERY in (2, 3):
+            threads = self._all + 1 - threads
+        if threads != self._now[1]:
+            torch.set_num_threads(threads)
+        self._now = (size, threads)
+
+    def learn(self, seconds: float) -> None:
+        self._seconds[self._now] = _mix(self._seconds.get(self._now), seconds)
+
+
+def _mix(before: float | None, now: float) -> float:
+    return now if before is None else before + RECENT * (now - before)
