@@ -15,7 +15,6 @@ import msgpack
 
 from broker.errors import BadRequest
 
-
 RANGES = {  # of sampling parameters
     "temperature": (0, 100),
     "top_p": (0, 1),

@@ -40,7 +40,6 @@ from broker.sources import ModelSource
 from tests.fleet_process import worker
 from workers.engine import Engine, EngineOptions, open_engine
 
-
 LIMIT = Path(__file__).parents[3] / "shared" / "bench" / "limit.py"
 PROMPT = NEW = 64
 SECONDS = 4.0  # of repeated passes
@@ -158,7 +157,7 @@ async def measure_gaps(engine: Engine, prompts: Prompts) -> None:
     async def decode(request: ChatRequest) -> None:
         last = None
         async with engine.generate(request) as pieces:
-            async for piece in pieces:
+            async for _ in _s:
                 now = time.perf_counter()
                 if last is not None and not ended.is_set():
                     (during if began.is_set() else steady).append(now - last)

@@ -96,7 +96,7 @@ def attend(
         shared = (kv_heads, group, *k.shape[::2])  # heads that share a key
         out[rows] = (
             _attention(
-                queries[rows].transpose(0, 1).unflatten(0, (kv_heads, group)),
+                queries[rows].transpose(0, 1).reshape(kv_heads, group, -1, width),
                 k.transpose(0, 1)[:, None].expand(shared),
                 v.transpose(0, 1)[:, None].expand(*shared[:3], depth),
                 span.mask,

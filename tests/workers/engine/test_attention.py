@@ -1,73 +1,77 @@
-"""Our attention gives what the stock one gives, in every mix of prompt and decode steps."""
+"""Attention over the cache is what attention over the plain keys is. Whole models are compared in test_equality.py."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
-from workers.engine.attention import attend, plan
+from workers.engine.attention import Plan, Singles, Span, attend
 
-HEADS, SHARED, WIDTH, SLOTS = 6, 2, 8, 400
-
-
-class Allocator:
-    """One layer's part of the cache, as transformers lays it out: one row of heads per slot."""
-
-    index = 0
-
-    def __init__(self) -> None:
-        self._kv_token_views = {3: (torch.zeros(SLOTS, SHARED, WIDTH), torch.zeros(SLOTS, SHARED, WIDTH))}
+HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 8, 64
 
 
-class Cache:
-    """A cache with one layer."""
-
-    def __init__(self) -> None:
-        self.layer_to_allocator = {3: Allocator()}
-
-
-class Layer(torch.nn.Module):
-    """What attention reads of a layer."""
-
-    layer_idx = 3
-
-
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        [(0, 5)],
-        [(7, 1)],
-        [(7, 1), (30, 1), (1, 1)],
-        [(0, 4), (9, 1), (12, 6), (0, 1), (3, 1)],
-    ],
-)
-def test_every_request_attends_to_its_own_keys(lengths: list[tuple[int, int]]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    cache = Cache()
-    keys, values = cache.layer_to_allocator[3]._kv_token_views[3]
-    keys.normal_(generator=generator)
-    values.normal_(generator=generator)
-    free = torch.randperm(SLOTS, generator=generator).tolist()
-    places = [[free.pop() for _ in range(past + new)] for past, new in lengths]
-    tokens = sum(new for _, new in lengths)
-    query = torch.randn(1, HEADS, tokens, WIDTH, generator=generator)
-    key, value = torch.randn(2, 1, SHARED, tokens, WIDTH, generator=generator)
-    write = torch.tensor([slot for place, (past, _) in zip(places, lengths, strict=True) for slot in place[past:]])
-    read = torch.tensor([slot for place in places for slot in place] if any(past for past, _ in lengths) else [])
-
-    made = plan(lengths, read)
-    out, _ = attend(Layer(), query, key, value, None, scaling=0.3, cache=cache, plan=made, write_index=[write])
-
-    assert keys[write].equal(key[0].transpose(0, 1))
-    begin = 0
-    for place, (past, new) in zip(places, lengths, strict=True):
-        mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
-        k, v = (part[place].transpose(0, 1).repeat_interleave(HEADS // SHARED, 0)[None] for part in (keys, values))
-        expected = scaled_dot_product_attention(query[:, :, begin : begin + new], k, v, attn_mask=mask, scale=0.3)
-        assert torch.allclose(out[:, begin : begin + new], expected.transpose(1, 2), atol=1e-5)
-        begin += new
+def plain(query: Any, key: Any, value: Any, mask: Any, softcap: float | None, sinks: Any) -> Any:
+    """The formula, head by head: (queries, heads, width) over (keys, kv heads, width)."""
+    out = torch.empty(query.shape)
+    for head in range(HEADS):
+        scores = query[:, head] @ key[:, head // 2].T * WIDTH**-0.5
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = scores.masked_fill(~mask, -torch.inf).exp()
+        below = weights.sum(-1, keepdim=True)
+        if sinks is not None:
+            below = below + sinks[head].exp()
+        out[:, head] = weights / below @ value[:, head // 2]
+    return out
 
 
-def test_what_it_does_not_know_is_refused() -> None:
-    some = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(NotImplementedError):
-        attend(Layer(), some, some, some, None, plan=plan([(0, 1)], torch.tensor([])), softcap=30.0)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("sinks", [None, torch.linspace(-1, 2, HEADS)])
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_step_of_prompts_and_answers_equals_the_formula(softcap: Any, sinks: Any, window: Any) -> None:
+    torch.manual_seed(0)
+    keys, values = torch.randn(SLOTS, KV_HEADS, WIDTH), torch.randn(SLOTS, KV_HEADS, WIDTH)
+    q, k, v = (torch.randn(1, n, 6, WIDTH) for n in (HEADS, KV_HEADS, KV_HEADS))
+    # In this step: an answer with 7 keys, a prompt of three tokens without a past, one of two with a past of four.
+    answer, past = torch.tensor([9, 4, 33, 2, 50, 51, 52]), torch.tensor([20, 22, 24, 21])
+    if window:
+        answer, past = answer[-window:], past[-(window - 1) :]
+    writes = torch.tensor([52, 30, 31, 32, 40, 41])
+    mask = torch.ones(2, len(past) + 2, dtype=torch.bool).tril(len(past))
+    if window:
+        mask.triu_(len(past) - window + 1)
+    plan = Plan(
+        writes,
+        (Singles(torch.tensor([0]), answer, None),),
+        (Span(slice(1, 4), None, None), Span(slice(4, 6), past, mask)),
+        window,
+    )
+    before = keys.clone(), values.clone()
+    cache = SimpleNamespace(
+        layer_to_allocator={0: SimpleNamespace(index=0, _kv_token_views={0: (keys, values)})}
+    )
+    module: Any = SimpleNamespace(layer_idx=0)
+    found, _ = attend(
+        module, q, k, v, None, softcap=softcap, s_aux=sinks, sliding_window=window, cache=cache, plans=[plan]
+    )
+
+    new = [x[0].transpose(0, 1) for x in (q, k, v)]
+    assert torch.equal(keys[writes], new[1])
+    assert torch.equal(values[writes], new[2])
+    whole = torch.ones(1, len(answer), dtype=torch.bool)
+    expected = [plain(new[0][:1], keys[answer], values[answer], whole, softcap, sinks)]
+    expected.append(plain(*(x[1:4] for x in new), torch.ones(3, 3, dtype=torch.bool).tril(), softcap, sinks))
+    both = [torch.cat((old[past], x[4:])) for old, x in zip(before, new[1:], strict=True)]
+    expected.append(plain(new[0][4:], *both, mask, softcap, sinks))
+    assert torch.allclose(found[0], torch.cat(expected), atol=1e-5)
+
+
+def test_what_is_not_known_is_refused() -> None:
+    x = torch.zeros(1, 2, 1, 8)
+    module: Any = SimpleNamespace(layer_idx=0)
+    with pytest.raises(NotImplementedError, match="not known"):
+        attend(module, x, x, x, None, plans=[], position_bias=x)
+    cache = SimpleNamespace(layer_to_allocator={0: SimpleNamespace(index=0)})
+    with pytest.raises(NotImplementedError, match="window"):
+        attend(module, x, x, x, None, plans=[Plan(x, (), (), None)], sliding_window=4, cache=cache)

@@ -354,6 +354,12 @@ def test_noise_is_gumbel_and_independent_of_its_neighbours() -> None:
     assert np.abs(np.corrcoef(noise.T[850:1150]) - np.eye(300)).max() < 0.3
 
 
+def test_the_noise_of_a_block_is_not_that_of_the_token_with_its_number() -> None:
+    counts = draws(torch.zeros(2 * module.BLOCK), Sampling(temperature=1.0), 20_000)
+    expected = 20_000 / len(counts)
+    assert (counts[:2] - expected).abs().max() < 4.5 * expected**0.5
+
+
 def test_noise_is_the_documented_hash() -> None:
     """Answers under way are continued by workers of another version: the numbers are part of the contract."""
 

@@ -76,7 +76,9 @@ async def test_text_is_what_the_ids_say(engine: TorchEngine, folder: Path) -> No
         assert finish == ("length" if len(ids) == 60 else "stop")
 
 
-SEEDED = [Sampling(0.9, (1.0, 0.8)[seed % 2], max_tokens=30, seed=seed) for seed in range(6)]
+SEEDED = [
+    Sampling(0.9, (1.0, 0.8)[seed % 2], max_tokens=30, seed=seed, ignore_eos=True) for seed in range(6)
+]
 
 
 async def test_seeded_answers_are_the_same_alone_and_together(engine: TorchEngine) -> None:
@@ -114,7 +116,7 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_slot(engine: TorchEng
     _, text, _ = await ask(engine, "Hello", SEEDED[0])
     stop = text[8:11]
     cut = text.index(stop)
-    sampling = Sampling(0.9, 1.0, max_tokens=500, seed=0, stop=("never this", stop))
+    sampling = Sampling(0.9, 1.0, max_tokens=500, seed=0, stop=("never this", stop), ignore_eos=True)
     async with engine.generate(request("Hello", sampling)) as answer:
         pieces = [piece async for piece in answer]
         assert "".join(p.text for p in pieces) == text[:cut]
@@ -149,7 +151,8 @@ async def test_leaving_early_frees_slot_and_cache(engine: TorchEngine) -> None:
     rng = random.Random(0)
 
     async def leave(i: int) -> None:
-        async with engine.generate(request(f"{i} " * rng.randrange(1, 80), Sampling(1.0))) as answer:
+        sampling = Sampling(1.0, ignore_eos=True)
+        async with engine.generate(request(f"{i} " * rng.randrange(1, 80), sampling)) as answer:
             for _ in range(rng.randrange(4)):
                 await anext(answer)
 
