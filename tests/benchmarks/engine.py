@@ -157,7 +157,7 @@ async def measure_gaps(engine: Engine, prompts: Prompts) -> None:
     async def decode(request: ChatRequest) -> None:
         last = None
         async with engine.generate(request) as pieces:
-            async for _ in _s:
+            async for _ in pieces:
                 now = time.perf_counter()
                 if last is not None and not ended.is_set():
                     (during if began.is_set() else steady).append(now - last)
@@ -167,12 +167,15 @@ async def measure_gaps(engine: Engine, prompts: Prompts) -> None:
 
     arrive = asyncio.Event()
     long = Sampling(temperature=0.7, top_k=40, max_tokens=300, ignore_eos=True)
-    tasks = [asyncio.create_task(decode(prompts.request(PROMPT, long))) for _ in range(16)]
-    await arrive.wait()
-    began.set()
-    first = await alone(engine, prompts.request(1500, Sampling(temperature=0, max_tokens=1, ignore_eos=True)))
-    ended.set()
-    await asyncio.gather(*tasks)
+    requests = [prompts.request(PROMPT, long) for _ in range(16)]
+    late = prompts.request(1500, Sampling(temperature=0, max_tokens=1, ignore_eos=True))
+    async with asyncio.TaskGroup() as tasks:
+        for request in requests:
+            tasks.create_task(decode(request))
+        await arrive.wait()
+        began.set()
+        first = await alone(engine, late)
+        ended.set()
     step = statistics.median(steady)
     print(f"a prompt of 1500 tokens among 16 answers: read in {1000 * first:.0f} ms; their median gap ", end="")
     print(f"{1000 * step:.1f} ms, the longest {1000 * max(during):.1f} ms, {max(during) / step:.2f} times that")

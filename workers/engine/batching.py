@@ -26,8 +26,10 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from transformers.generation.continuous_batching.requests import (
     FutureRequestState,
     GenerationOutput,
+    RequestState,
     RequestStatus,
 )
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.generation.continuous_batching.utils import logger as stock
 
@@ -111,6 +113,7 @@ class Batcher(ContinuousBatchingManager):
             num_blocks=_pages(loaded, slots, cache_mb),
             max_batch_tokens=max(STEP_TOKENS, slots),
             max_requests_per_batch=slots,
+            scheduler_type=attention.NAME,
             max_memory_percent=1.0,  # num_blocks decides; this only bounds the check that it fits
             auto_switch_to_flash=False,  # it may fetch kernels from the hub
             use_cuda_graph=False,
@@ -243,16 +246,16 @@ class Batcher(ContinuousBatchingManager):
         return True
 
     def _step(self, processor: ContinuousBatchProcessor) -> None:
-        lengths = self._inputs.lengths
-        self._pace.begin(sum(new for _, new in lengths))
+        news = [new for _, new in self._inputs.lengths]
+        running = news.count(1)
+        self._pace.begin(running, sum(news) - running)
         try:
             steps = self._compute()
         except Exception as error:
             self._survive(error)
             processor.handle_batch_error(error)  # type: ignore[no-untyped-call]
             return
-        single = sum(new == 1 for _, new in lengths)
-        self._pace.end(single, sum(new for _, new in lengths) - single)
+        self._pace.end(running, sum(news) - running)
         self._failures = 0
         self.steps += 1
         if steps:
@@ -333,12 +336,13 @@ class Batcher(ContinuousBatchingManager):
             processor.cache.free_blocks(state.request_id, no_cache=True)
             processor.scheduler.finish_request(state.request_id)
             return True
+        if future.complete_blocks and state.initial_tokens[0] >> TOKEN_BITS != PRIVATE:
+            # Before the end is booked: the stock way is after it, and forgets the last pages of a short answer's prompt.
+            processor.cache.mark_complete_blocks(state, future.complete_blocks)
+            self._inputs.pages_changed(state.request_id)
         if token is not None:
             state.status = RequestStatus.DECODING
             ended = state.update_and_check_completion(token, None)
-        if future.complete_blocks and state.initial_tokens[0] >> TOKEN_BITS != PRIVATE:
-            processor.cache.mark_complete_blocks(state, future.complete_blocks)
-            self._inputs.pages_changed(state.request_id)
         if ended:
             processor.scheduler.finish_request(state.request_id)
             processor.scheduler.block_new_requests = False
@@ -351,6 +355,22 @@ class Batcher(ContinuousBatchingManager):
         logger.error("a step of the model failed", exc_info=error)
         if self._failures >= FAILURES:
             raise error
+
+
+class _Scheduler(FIFOScheduler):
+    """First come, first served, but answers that have just begun wait while there are prompts to read.
+
+    So of many requests that come together each gets its first token as soon as can be, and no reader has a rhythm yet.
+    """
+
+    def _process_candidates(self, candidates: list[RequestState], *others: Any) -> Any:
+        prompts = [state for state in candidates if state.status != RequestStatus.DECODING]
+        if prompts and all(state.generated_len() < YOUNG for state in candidates):
+            candidates = prompts
+        return super()._process_candidates(candidates, *others)  # type: ignore[no-untyped-call]
+
+
+SCHEDULER_MAPPING[attention.NAME] = _Scheduler
 
 
 class _Router(OutputRouter):

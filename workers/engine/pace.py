@@ -7,13 +7,17 @@ step below a multiple of the usual, so that running answers go on evenly.
 """
 
 import time
+from collections import deque
+from statistics import median
 
 import torch
 
-STRETCH = 1.5  # time that prompts may add to a step, as a multiple of a step without them
+STRETCH = 1.0  # time that prompts may add to a step, as a multiple of a step without them
 LEAST_TOKENS = 16  # of prompts in a step, however slow they are
-RECENT = 0.2  # weight of the newest measurement
+RECENT = 0.3  # weight of the newest measurement
+STEPS = 9  # without prompts, whose median is the usual
 TRIAL_EVERY = 128  # steps, after which the other number of threads is tried for two
+CLEARLY = 0.9  # of the time with all threads, below which one thread is better
 
 
 class Pace:
@@ -22,32 +26,34 @@ class Pace:
     def __init__(self, step_tokens: int) -> None:
         """`step_tokens` is the most that a step may have."""
         self._most = step_tokens
-        self._decode: float | None = None  # seconds of a step without prompts
+        self._decodes: deque[float] = deque(maxlen=STEPS)  # seconds of the last steps without prompts
         self._token: float | None = None  # seconds that a prompt token adds
         self._threads = _Threads()
         self._begun = 0.0
 
     def room(self, running: int) -> int:
         """Tokens that the next step may have, beside `running` answers that it must not hold up."""
-        if not running or self._decode is None or self._token is None:
+        if not running or not self._decodes or self._token is None:
             return self._most
-        prompts = max(LEAST_TOKENS, int(STRETCH * self._decode / self._token))
+        prompts = max(LEAST_TOKENS, int(STRETCH * median(self._decodes) / self._token))
         return min(self._most, running + prompts)
 
-    def begin(self, tokens: int) -> None:
-        """A step with so many tokens begins."""
-        self._threads.choose(tokens)
+    def begin(self, running: int, prompt_tokens: int) -> None:
+        """A step begins, with so many answers and so many tokens of prompts."""
+        self._threads.choose(running + prompt_tokens, may_try=not prompt_tokens)
         self._begun = time.perf_counter()
 
     def end(self, running: int, prompt_tokens: int) -> None:
-        """It is over, and had so many answers and so many tokens of prompts."""
+        """It is over."""
         spent = time.perf_counter() - self._begun
         self._threads.learn(spent)
+        if self._threads.trial:
+            return
         if not prompt_tokens:
-            self._decode = _mix(self._decode, spent)
-        elif not running or self._decode is not None:
-            added = spent if not running else max(spent - (self._decode or 0), 0.1 * spent)
-            self._token = _mix(self._token, added / prompt_tokens)
+            self._decodes.append(spent)
+        elif not running or self._decodes:
+            usual = median(self._decodes) if running else 0.0
+            self._token = _mix(self._token, max(spent - usual, 0.1 * spent) / prompt_tokens)
 
 
 class _Threads:
@@ -58,15 +64,17 @@ class _Threads:
         self._seconds: dict[tuple[int, int], float] = {}  # by size and threads
         self._counts: dict[int, int] = {}
         self._now = (0, self._all)
+        self.trial = False
 
-    def choose(self, tokens: int) -> None:
+    def choose(self, tokens: int, *, may_try: bool) -> None:
         if self._all == 1:
             return
         size = tokens.bit_length()
-        count = self._counts[size] = self._counts.get(size, 0) + 1
+        count = self._counts[size] = self._counts.get(size, 0) + may_try
         one, many = (self._seconds.get((size, threads)) for threads in (1, self._all))
-        threads = 1 if one is not None and many is not None and one < many else self._all
-        if count % TRIAL_EVERY in (2, 3):
+        threads = 1 if one is not None and many is not None and one < CLEARLY * many else self._all
+        self.trial = may_try and count % TRIAL_EVERY in (8, 9)
+        if self.trial:
             threads = self._all + 1 - threads
         if threads != self._now[1]:
             torch.set_num_threads(threads)
