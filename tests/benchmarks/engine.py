@@ -7,7 +7,7 @@ model. Every request has 64 prompt tokens and makes 64; a first pass warms up, t
 seconds. Printed are
 
 - the engine by itself, at concurrency 1, 8 and 32: sampled (temperature 0.7, top-p 0.9, top-k 40), sampled from the
-  whole vocabulary (temperature 1), and greedy;
+  whole vocabulary (temperature 1), greedy, and sampled in the form of a JSON schema;
 - the whole path at 32, from `ask()` to frames in this process, with a Valkey and a worker process between;
 - the longest gap of 16 answers while a prompt of 1 500 tokens arrives, beside their median gap;
 - the time to first token of a prompt of 1 000 tokens, and of a second one that begins with it.
@@ -17,6 +17,7 @@ The last line, `share X`, is the sampled engine at 32 over `whole`.
 
 import argparse
 import asyncio
+import json
 import os
 import re
 import statistics
@@ -35,7 +36,7 @@ from transformers import AutoTokenizer
 from broker import chat, embedded, registry
 from broker.config import Config
 from broker.connection import Broker
-from broker.messages import ChatRequest, Message, Sampling
+from broker.messages import ChatRequest, Message, Sampling, Structure
 from broker.sources import ModelSource
 from tests.fleet_process import worker
 from workers.engine import Engine, EngineOptions, open_engine
@@ -43,10 +44,26 @@ from workers.engine import Engine, EngineOptions, open_engine
 LIMIT = Path(__file__).parents[3] / "shared" / "bench" / "limit.py"
 PROMPT = NEW = 64
 SECONDS = 4.0  # of repeated passes
+LONG_LIST = Structure(
+    "json_schema",
+    json.dumps(
+        {
+            "type": "array",
+            "minItems": 1000,  # so that the answer fills its tokens
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "kind": {"enum": ["a", "b"]}},
+                "required": ["name", "age", "kind"],
+                "additionalProperties": False,
+            },
+        }
+    ),
+)
 KINDS = {
     "sampled": Sampling(temperature=0.7, top_p=0.9, top_k=40, max_tokens=NEW, ignore_eos=True),
     "whole vocabulary": Sampling(temperature=1.0, max_tokens=NEW, ignore_eos=True),
     "greedy": Sampling(temperature=0.0, max_tokens=NEW, ignore_eos=True),
+    "JSON of a schema": Sampling(temperature=0.7, top_p=0.9, top_k=40, max_tokens=NEW, structure=LONG_LIST),
 }
 Ask = Callable[[ChatRequest], Awaitable[float]]  # one request; gives the seconds to its first token
 

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-STRETCH = 1.0  # time that prompts may add to a step, as a multiple of a step without them
+STRETCH = 0.8  # time that prompts may add to a step, as a multiple of a step without them
 LEAST_TOKENS = 16  # of prompts in a step, however slow they are
 RECENT = 0.3  # weight of the newest measurement
 STEPS = 9  # without prompts, whose median is the usual

@@ -48,9 +48,7 @@ def test_a_step_of_prompts_and_answers_equals_the_formula(softcap: Any, sinks: A
         window,
     )
     before = keys.clone(), values.clone()
-    cache = SimpleNamespace(
-        layer_to_allocator={0: SimpleNamespace(index=0, _kv_token_views={0: (keys, values)})}
-    )
+    cache = SimpleNamespace(layer_to_allocator={0: SimpleNamespace(index=0, _kv_token_views={0: (keys, values)})})
     module: Any = SimpleNamespace(layer_idx=0)
     found, _ = attend(
         module, q, k, v, None, softcap=softcap, s_aux=sinks, sliding_window=window, cache=cache, plans=[plan]

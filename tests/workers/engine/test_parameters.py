@@ -151,7 +151,10 @@ async def test_penalties_forbid_what_has_been_said(engine: TorchEngine) -> None:
 async def test_structures_hold_in_a_mixed_batch_and_change_no_mate(engine: TorchEngine) -> None:
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 5}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 5},
+            "n": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
         "required": ["name", "n"],
         "additionalProperties": False,
     }
@@ -164,9 +167,12 @@ async def test_structures_hold_in_a_mixed_batch_and_change_no_mate(engine: Torch
     alone = await ids_of(engine, request("Hello", replace(LONG, seed=3)))
     for seed in range(5):
         asked = [
-            request("Hello", Sampling(1.0, seed=seed, max_tokens=100, structure=form) if form else LONG) for form in forms
+            request("Hello", Sampling(1.0, seed=seed, max_tokens=100, structure=form) if form else LONG)
+            for form in forms
         ]
-        texts = ["".join(p.text for p in pieces) for pieces in await asyncio.gather(*(pieces_of(engine, r) for r in asked))]
+        texts = [
+            "".join(p.text for p in pieces) for pieces in await asyncio.gather(*(pieces_of(engine, r) for r in asked))
+        ]
         value = json.loads(texts[0])
         assert set(value) == {"name", "n"}
         assert len(value["name"]) <= 5

@@ -76,9 +76,7 @@ async def test_text_is_what_the_ids_say(engine: TorchEngine, folder: Path) -> No
         assert finish == ("length" if len(ids) == 60 else "stop")
 
 
-SEEDED = [
-    Sampling(0.9, (1.0, 0.8)[seed % 2], max_tokens=30, seed=seed, ignore_eos=True) for seed in range(6)
-]
+SEEDED = [Sampling(0.9, (1.0, 0.8)[seed % 2], max_tokens=30, seed=seed, ignore_eos=True) for seed in range(6)]
 
 
 async def test_seeded_answers_are_the_same_alone_and_together(engine: TorchEngine) -> None:
