@@ -53,3 +53,15 @@ def test_an_error_comes_back_as_its_class():
     error = from_map(QueueFull("full", retry_after=3).to_map())
     assert (type(error), str(error), error.retry_after) == (QueueFull, "full", 3)
     assert type(from_map({"code": "from the future", "message": "x"})) is FleetError
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 2}, {"logprobs": 21}, {"min_p": 1.5}, {"top_k": -1},
+     {"repetition_penalty": 0}, {"presence_penalty": 3}, {"logit_bias": [[1, float("inf")]]}],
+)  # fmt: skip
+def test_a_parameter_out_of_its_range_is_refused_by_name(wrong):
+    request = unpack(ChatRequest("m", (Message("user", "hi"),)).encode())
+    request["sampling"] |= wrong
+    with pytest.raises(BadRequest, match=next(iter(wrong))):
+        ChatRequest.decode(pack(request))

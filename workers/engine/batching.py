@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 PAGE = 32  # tokens in a page of the cache, the unit in which prompts share their beginnings
 STEP_TOKENS = 512  # a longer prompt is read in several steps, so that running answers go on
 YOUNG = 8  # tokens up to which an answer has no rhythm that a step with prompts could break
+SHORT = 128  # tokens of a prompt that does not hold others up
 AUTO_SHARE = 0.25  # of the free memory, for the cache, when nobody says how much
 FAILURES = 5  # steps that may fail in a row before the engine takes the device for broken
 DEAD = "the engine's thread has ended"
@@ -221,6 +222,7 @@ class Batcher(ContinuousBatchingManager):
         if not isinstance(inputs, Inputs):
             self._inputs = Inputs(processor.cache, self._slots, self._context)
             processor.inputs_and_outputs = self._inputs  # type: ignore[assignment]
+            processor.scheduler.pace = self._pace  # type: ignore[attr-defined]
         return processor
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
@@ -228,8 +230,6 @@ class Batcher(ContinuousBatchingManager):
         scheduler = batch_processor.scheduler
         if not scheduler.active_requests:
             scheduler.block_new_requests = False  # stock: stays set when all who could finish are cancelled
-        made = [s.generated_len() for s in scheduler.active_requests.values() if s.status == RequestStatus.DECODING]
-        batch_processor.max_batch_tokens = self._pace.room(len(made) if max(made, default=0) >= YOUNG else 0)
         try:
             ready = batch_processor.prepare_next_batch()
         except Exception as error:
@@ -358,16 +358,30 @@ class Batcher(ContinuousBatchingManager):
 
 
 class _Scheduler(FIFOScheduler):
-    """First come, first served, but answers that have just begun wait while there are prompts to read.
+    """First come, first served, with no more of new prompts in a step than running answers bear.
 
-    So of many requests that come together each gets its first token as soon as can be, and no reader has a rhythm yet.
+    While all answers have just begun and only short prompts wait, the prompts go first: so of many requests that come
+    together each gets its first token as soon as can be, and no reader has a rhythm yet that could break.
     """
 
+    pace: Pace  # set once the scheduler is made
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
+        """See FIFOScheduler."""
+        active = list(self.active_requests.values())
+        made = [state.generated_len() for state in active if state.status == RequestStatus.DECODING]
+        prompts = [state for state in active if state.status != RequestStatus.DECODING]
+        prompts += list(self.waiting_requests.values())
+        self._burst = max(made, default=0) < YOUNG and all(len(s.remaining_prefill_tokens) <= SHORT for s in prompts)
+        room = self.pace.room(0 if self._burst else len(made))
+        return super().schedule_batch(min(token_budget, room), cache_budget)
+
     def _process_candidates(self, candidates: list[RequestState], *others: Any) -> Any:
-        prompts = [state for state in candidates if state.status != RequestStatus.DECODING]
-        if prompts and all(state.generated_len() < YOUNG for state in candidates):
-            candidates = prompts
-        return super()._process_candidates(candidates, *others)  # type: ignore[no-untyped-call]
+        if self._burst:
+            begun = sum(state.status == RequestStatus.DECODING for state in candidates)
+            prompts = candidates[begun : self.max_requests_per_batch]  # answers that wait keep their slots
+            candidates = prompts or candidates
+        return super()._process_candidates(candidates, *others)
 
 
 SCHEDULER_MAPPING[attention.NAME] = _Scheduler

@@ -174,3 +174,21 @@ def test_any_split_of_the_ids_shows_the_same() -> None:
             fresh = Transcript(vocabulary, stop)
             before = "".join(fresh.feed(i) for i in ids[:split])
             assert before == "".join(pieces[:split])
+
+
+def test_every_id_can_be_spelt_by_itself():
+    made = tokenizer()
+    vocabulary = Vocabulary(made)
+    ids = made.encode("你好 😀 e\u0301 fox")
+    assert b"".join(map(vocabulary.spell, ids)).decode() == "你好 😀 e\u0301 fox"
+    assert vocabulary.spell(2) == b"<|im_end|>"
+    assert vocabulary.spell(10**6) == b""
+
+
+def test_stop_strings_wait_for_the_least_tokens():
+    made = tokenizer()
+    ids = made.encode("fox fox fox")
+    half = Transcript(Vocabulary(made), ("fox",), after=len(ids))
+    text = "".join(map(half.feed, ids)) + half.finish()
+    assert half.stopped
+    assert text == "fox fox "
