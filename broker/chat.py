@@ -12,7 +12,7 @@ from typing import Any
 from broker import queues, registry, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, Frame, count_bytes
+from broker.messages import ChatRequest, Frame
 from broker.queues import Turn
 from broker.streams import Reader
 
@@ -42,7 +42,7 @@ def check_size(broker: Broker, request: ChatRequest) -> None:
     """Raises PromptEmpty or PromptTooLarge: what can be refused without a tokenizer is refused before the queue."""
     if not request.messages or not request.messages[-1].content.strip():
         raise PromptEmpty
-    size, limit = count_bytes(request.messages), broker.config.prompt_bytes
+    size, limit = request.size, broker.config.prompt_bytes
     if size > limit:
         raise PromptTooLarge(
             f"The conversation has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). "

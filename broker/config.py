@@ -63,7 +63,7 @@ class Config:
     quantization: str = _setting(
         "FLEETCHAT_QUANTIZATION",
         "none",
-        "weights in 8 or 4 bits: `int8`, `int4`, or `none`",
+        "weights in 8 or 4 bits: `int8`, `int4` (GPUs only), or `none`; needs the extra `quantization`",
         one_of=("none", "int8", "int4"),
     )
     cache_mb: int = _setting(
@@ -71,6 +71,9 @@ class Config:
         0,
         "memory for the key-value cache; 0 takes a part of what is free and says how much",
         at_least=0,
+    )
+    parallel: int = _setting(
+        "FLEETCHAT_PARALLEL", 1, "GPUs that share one model, by its tensor-parallel plan", at_least=1
     )
     coalesce_ms: int = _setting(
         "FLEETCHAT_COALESCE_MS",

@@ -4,7 +4,6 @@ Readers ignore keys that they do not know; a value that is absent is left out. N
 and nothing is ever pickled.
 """
 
-import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -15,19 +14,27 @@ import msgpack
 
 from broker.errors import BadRequest
 
-RANGES = {  # of sampling parameters
-    "temperature": (0, 100),
-    "top_p": (0, 1),
-    "top_k": (0, math.inf),
-    "min_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "max_tokens": (0, math.inf),
-    "min_tokens": (0, math.inf),
-    "logprobs": (0, 20),
-    "prompt_logprobs": (0, 20),
+INT = 2**31 - 1
+RANGES: dict[str, tuple[Any, float, float]] = {  # of sampling parameters
+    "temperature": (int | float, 0, 100),
+    "top_p": (int | float, 0, 1),
+    "top_k": (int, 0, INT),
+    "min_p": (int | float, 0, 1),
+    "repetition_penalty": (int | float, 0.01, 100),
+    "presence_penalty": (int | float, -2, 2),
+    "frequency_penalty": (int | float, -2, 2),
+    "max_tokens": (int, 0, INT),
+    "min_tokens": (int, 0, INT),
+    "seed": (int, -(2**63), 2**64 - 1),
+    "logprobs": (int, 0, 20),
+    "prompt_logprobs": (int, 0, 20),
 }
+OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs")
+NUMBERS = {int: "a whole number", int | float: "a number"}
+COUNTS = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 1024}
+LONGEST_STOP = 1000  # characters
+BIAS = 10_000
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def pack(value: Any) -> bytes:
@@ -100,14 +107,22 @@ class Sampling:
     structure: Structure | None = None
 
     def check(self) -> None:
-        """Raises BadRequest, with the name and the limits, when a value is out of its range."""
-        for name, (least, most) in RANGES.items():
+        """Raises BadRequest, with the name and the limits, when a value is of a wrong type or out of its range."""
+        for name, (kind, least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                limits = f"from {least:g} to {most:g}" if most < math.inf else f"at least {least:g}"
-                raise BadRequest(f"{name} is {value}, but must be {limits}.")
-        if not all(math.isfinite(bias) for _, bias in self.logit_bias):
-            raise BadRequest("logit_bias has a value that is not a number.")
+            if value is None and name in OPTIONAL:
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+                raise BadRequest(f"{name} is {value!r:.40}, but must be {NUMBERS[kind]} from {least:g} to {most:g}.")
+        if any(not isinstance(i, int) for i in self.stop_token_ids):
+            raise BadRequest("stop_token_ids holds something that is no token id.")
+        if any(not isinstance(text, str) or len(text) > LONGEST_STOP for text in self.stop):
+            raise BadRequest(f"stop holds something that is no text of at most {LONGEST_STOP} characters.")
+        if any(not -BIAS <= bias <= BIAS for _, bias in self.logit_bias):
+            raise BadRequest(f"logit_bias holds a value that is no number from {-BIAS} to {BIAS}.")
+        for name, most in COUNTS.items():
+            if len(getattr(self, name)) > most:
+                raise BadRequest(f"{name} has {len(getattr(self, name))} entries, and may have {most}.")
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
@@ -137,6 +152,15 @@ class ChatRequest:
     tools: tuple[Mapping[str, Any], ...] = ()  # what the model may call, in OpenAI's form
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, as enable_thinking
     continue_final_message: bool = False  # the last message is the assistant's, and the answer goes on in it
+
+    @property
+    def size(self) -> int:
+        """UTF-8 bytes of all that goes into the prompt."""
+        more = [
+            [m.name, m.tool_call_id, m.tool_calls] for m in self.messages if m.name or m.tool_call_id or m.tool_calls
+        ]
+        rest = (more, self.tools, self.template_kwargs)
+        return sum(len(m.content.encode()) for m in self.messages) + (len(pack(rest)) if any(rest) else 0)
 
     def encode(self) -> bytes:
         return pack(asdict(self))
@@ -217,6 +241,8 @@ class ModelCard:
 
 
 def _message(raw: Mapping[str, Any]) -> Message:
+    if raw["role"] not in ROLES:
+        raise BadRequest(f"There is no role {str(raw['role'])[:40]!r}; a message's is one of {', '.join(ROLES)}.")
     more = {key: str(raw[key]) for key in ("name", "tool_call_id") if raw.get(key)}
     return Message(str(raw["role"]), str(raw["content"]), tool_calls=tuple(raw.get("tool_calls", ())), **more)
 
@@ -224,8 +250,3 @@ def _message(raw: Mapping[str, Any]) -> Message:
 def _known(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
     names = {f.name for f in fields(cls)}
     return {key: value for key, value in raw.items() if key in names}
-
-
-def count_bytes(messages: Sequence[Message]) -> int:
-    """UTF-8 bytes of all contents together."""
-    return sum(len(m.content.encode()) for m in messages)

@@ -62,7 +62,7 @@ async def chat(ctx: dict[str, Any], request_id: str) -> None:
 
 
 async def _write(engine: Engine, request: ChatRequest, earlier: Earlier, outgoing: Outgoing) -> str:
-    if earlier.frames and not engine.resumable:
+    if earlier.frames and not (engine.resumable and earlier.ids):  # a remote worker leaves no ids to another engine
         raise WorkerLost(
             "The worker that wrote this answer has gone, and this model cannot go on where it stopped. Ask again."
         )

@@ -118,6 +118,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             config.dtype,
             config.quantization,
             config.cache_mb,
+            config.parallel,
         )
         try:
             engine = await _unless_stopped(

@@ -41,7 +41,8 @@ from broker.sources import ModelSource
 from tests.fleet_process import worker
 from workers.engine import Engine, EngineOptions, open_engine
 
-LIMIT = Path(__file__).parents[3] / "shared" / "bench" / "limit.py"
+LIMIT = Path("shared", "bench", "limit.py")
+BESIDE = (Path(__file__).resolve().parents[3], Path.cwd().parent, Path("/work"))  # where it is looked for
 PROMPT = NEW = 64
 SECONDS = 4.0  # of repeated passes
 LONG_LIST = Structure(
@@ -235,7 +236,8 @@ async def measure(folder: str, limit: Path, only: str | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of the model")
-    parser.add_argument("--limit", type=Path, default=LIMIT, help="limit.py (default: %(default)s)")
+    found = next((folder / LIMIT for folder in BESIDE if (folder / LIMIT).is_file()), None)
+    parser.add_argument("--limit", type=Path, default=found, required=found is None, help="default: %(default)s")
     parser.add_argument("--only", choices=("engine", "path", "gaps", "prefix"))
     given = parser.parse_args()
 

@@ -58,10 +58,27 @@ def test_an_error_comes_back_as_its_class():
 @pytest.mark.parametrize(
     "wrong",
     [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 2}, {"logprobs": 21}, {"min_p": 1.5}, {"top_k": -1},
-     {"repetition_penalty": 0}, {"presence_penalty": 3}, {"logit_bias": [[1, float("inf")]]}],
+     {"repetition_penalty": 0}, {"presence_penalty": 3}, {"logit_bias": [[1, float("inf")]]}, {"top_k": 2**63}, {"top_k": 4.0},
+     {"logprobs": 2.5}, {"seed": 1.5}, {"stop_token_ids": ["a"]}, {"stop": ["x"] * 65}, {"stop": ["x" * 1001]}, {"max_tokens": True},
+     {"temperature": None}, {"logit_bias": [[i, 1.0] for i in range(1025)]}],
 )  # fmt: skip
 def test_a_parameter_out_of_its_range_is_refused_by_name(wrong):
     request = unpack(ChatRequest("m", (Message("user", "hi"),)).encode())
     request["sampling"] |= wrong
     with pytest.raises(BadRequest, match=next(iter(wrong))):
         ChatRequest.decode(pack(request))
+
+
+def test_all_that_goes_into_the_prompt_counts():
+    plain = ChatRequest("m", (Message("user", "你好"),))
+    assert plain.size == 6
+    call = {"function": {"name": "f", "arguments": "x" * 1000}}
+    assert ChatRequest("m", (Message("assistant", "", tool_calls=(call,)),)).size > 1000
+    assert ChatRequest("m", plain.messages, template_kwargs={"a": "x" * 1000}).size > 1000
+    assert ChatRequest("m", plain.messages, tools=(call,)).size > 1000
+
+
+def test_a_role_that_no_template_knows_is_refused():
+    raw = unpack(ChatRequest("m", (Message("x" * 10_000, "hi"),)).encode())
+    with pytest.raises(BadRequest, match="role"):
+        ChatRequest.decode(pack(raw))

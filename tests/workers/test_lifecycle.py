@@ -136,6 +136,16 @@ async def test_a_real_model_through_the_queue(broker, worker_in, tiny):
         ]
         assert [a.text for a in answers[:3]] == [a.text for a in again], "the same whatever else runs"
         assert len({a.text for a in answers}) == 8
+        scored = Sampling(0.0, max_tokens=5, ignore_eos=True, logprobs=1, prompt_logprobs=0)
+        async with chat.ask(broker, request("hello", model="tiny", sampling=scored)) as reader:
+            frames = [received.decode() async for received in reader]
+        found = [one for frame in frames for one in frame.logprobs or ()]
+        assert len(found) == 5
+        assert all(one["logprob"] == one["top"][0]["logprob"] < 0 for one in found)
+        first, *others = [one for frame in frames if frame.data for one in frame.data["prompt_logprobs"]]
+        assert first is None
+        assert frames[-1].end["usage"]["prompt_tokens"] == 1 + len(others)
+        assert bytes(others[-1]["token"])
         assert all(a.usage["completion_tokens"] <= 30 and a.usage["prompt_tokens"] > 3 for a in answers)
 
 

@@ -43,7 +43,9 @@ class Piece:
     kind: str = "text"
     finish: str | None = None  # stop (end token or stop string), length, tool_calls or content_filter
     logprobs: tuple[TokenLogprob, ...] | None = None  # one per token, when asked for
-    data: Any = None  # tool calls, and in the first piece {"prompt_logprobs": [...]} when asked for
+    data: Any = (
+        None  # for msgpack: tool calls; in the first piece {"prompt_logprobs": [None, {...}, ...]} when asked for
+    )
 
 
 class Pieces(Protocol):
@@ -108,6 +110,7 @@ class EngineOptions:
     dtype: str = "auto"
     quantization: str = "none"
     cache_mb: int = 0  # memory for the key-value cache; 0 picks a sane part of what is free
+    parallel: int = 1  # GPUs that share the model
 
 
 async def open_engine(options: EngineOptions, progress: Progress) -> Engine:

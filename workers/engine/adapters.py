@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from broker.errors import ModelUnusable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fleetchat.engine")
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")

@@ -7,15 +7,18 @@ that sleeps until there is work. Knows tokens and threads; no text, no event loo
 """
 
 import logging
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.distributed.tensor_parallel import get_kv_heads_per_rank
 from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
     ContinuousBatchingManager,
@@ -41,12 +44,16 @@ from workers.engine.model import Loaded, free_bytes
 from workers.engine.pace import Pace
 from workers.engine.sampling import Logprob, Row, Sampler, prompt_logprobs
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from workers.engine.parallel import Followers
+
+logger = logging.getLogger("fleetchat.engine")
 
 PAGE = 32  # tokens in a page of the cache, the unit in which prompts share their beginnings
 STEP_TOKENS = 512  # a longer prompt is read in several steps, so that running answers go on
 YOUNG = 8  # tokens up to which an answer has no rhythm that a step with prompts could break
 SHORT = 128  # tokens of a prompt that does not hold others up
+GATHER_SECONDS = 0.001  # an idle engine waits so long for another request to come
 AUTO_SHARE = 0.25  # of the free memory, for the cache, when nobody says how much
 FAILURES = 5  # steps that may fail in a row before the engine takes the device for broken
 DEAD = "the engine's thread has ended"
@@ -64,7 +71,7 @@ class Stream:
     adapter: int = 0  # 0 is the model without one
     prompt_logprobs: int | None = None  # alternatives to score the prompt with
     scored: int = 1  # prompt tokens that have their log-probability; the first one has none
-    id: str = field(default="")
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,13 @@ class Batcher(ContinuousBatchingManager):
     """Runs all streams, one step of all at a time, in a thread of its own."""
 
     def __init__(
-        self, loaded: Loaded, slots: int, cache_mb: int, deliver: Deliver, adapters: Adapters | None = None
+        self,
+        loaded: Loaded,
+        slots: int,
+        cache_mb: int,
+        deliver: Deliver,
+        adapters: Adapters | None = None,
+        followers: "Followers | None" = None,
     ) -> None:
         """Takes the cache; `start` starts the thread.
 
@@ -94,6 +107,7 @@ class Batcher(ContinuousBatchingManager):
             slots: streams in one step.
             cache_mb: memory for keys and values; 0 for a share of what is free, or all that the slots can use.
             deliver: called from the thread, once a step.
+            followers: the processes that have the other parts of the model.
 
         Raises:
             MemoryError: the cache does not fit.
@@ -103,6 +117,7 @@ class Batcher(ContinuousBatchingManager):
         self._numbers = count()
         self._deliver = deliver
         self._adapters = adapters
+        self._followers = followers
         self._failures = 0
         self._slots, self._context = slots, loaded.context
         self._sampler = Sampler(loaded.device)
@@ -115,22 +130,27 @@ class Batcher(ContinuousBatchingManager):
             max_batch_tokens=max(STEP_TOKENS, slots),
             max_requests_per_batch=slots,
             scheduler_type=attention.NAME,
-            max_memory_percent=1.0,  # num_blocks decides; this only bounds the check that it fits
+            max_memory_percent=1e6,  # the stock check counts masks that we do not have; _pages has one of its own
             auto_switch_to_flash=False,  # it may fetch kernels from the hub
             use_cuda_graph=False,
             use_async_batching=False,  # a step needs the last token on the host
+            disable_nccl_graph_mixing=False,  # there are no graphs, and it warns about them
         )
         model: Any = loaded.model
         super().__init__(model, GenerationConfig(do_sample=False), config)  # type: ignore[no-untyped-call]
         self._slices = bool(model._supports_logits_to_keep())
+        helper = self.distributed_helper  # stock: it takes heads that are gathered again for divided
+        helper.tp_plan = {name: style for name, style in helper.tp_plan.items() if style == "colwise"}
         self.output_router = _Router(self._streams, deliver)
         self.batch_processor = self._create_batch_processor()
+        helper.tp_size = 1  # the cache has its part of the heads, and steps are shared in our way
         self._try_out()
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs and takes streams."""
-        return self.is_running() and self.background_thread_status.can_accept_new_requests() is None
+        whole = self._followers is None or self._followers.alive
+        return whole and self.is_running() and self.background_thread_status.can_accept_new_requests() is None
 
     @property
     def cache_bytes(self) -> int:
@@ -228,8 +248,6 @@ class Batcher(ContinuousBatchingManager):
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
         """One step, or a sleep until there is work. False ends the thread."""
         scheduler = batch_processor.scheduler
-        if not scheduler.active_requests:
-            scheduler.block_new_requests = False  # stock: stays set when all who could finish are cancelled
         try:
             ready = batch_processor.prepare_next_batch()
         except Exception as error:
@@ -243,7 +261,15 @@ class Batcher(ContinuousBatchingManager):
             return False
         self._wake_up_loop.wait(0.1 if scheduler.has_pending_requests() else None)
         self._wake_up_loop.clear()
+        self._gather()
         return True
+
+    def _gather(self) -> None:
+        """Requests that come together begin together: a first step for one of them would hold the others up."""
+        before, now = 0, self.input_queue.qsize()
+        while before < now < self._slots:
+            time.sleep(GATHER_SECONDS)
+            before, now = now, self.input_queue.qsize()
 
     def _step(self, processor: ContinuousBatchProcessor) -> None:
         news = [new for _, new in self._inputs.lengths]
@@ -252,6 +278,8 @@ class Batcher(ContinuousBatchingManager):
         try:
             steps = self._compute()
         except Exception as error:
+            if self._followers is not None:  # they may wait in the middle of a pass, or have ended
+                raise
             self._survive(error)
             processor.handle_batch_error(error)  # type: ignore[no-untyped-call]
             return
@@ -279,15 +307,17 @@ class Batcher(ContinuousBatchingManager):
         rows = [GONE if stream is None else stream.row for _, stream in asked]
         steps = self._score(scores, logits[len(rows) :])
         picked = self._sampler.pick(logits[: len(rows)], rows) if rows else None
-        place = 0
+        place, over = 0, []
         for future, stream in zip(requests, streams, strict=True):
             token = None
             if future.has_new_token and picked is not None:
                 token = picked.tokens[place]
             ended = self._advance(future, token)
+            if stream is None and self.is_running():  # has left, and the stock way can lose that
+                self._processor.scheduler.set_request_cancellation(future.state.request_id)
             if token is not None and stream is not None:
                 if ended:
-                    self._streams.pop(stream.id, None)
+                    over.append(stream.id)
                 elif token >= 0:
                     stream.row.advance(token)
                 if token < 0:
@@ -295,10 +325,14 @@ class Batcher(ContinuousBatchingManager):
                 else:
                     steps.append(Step(stream, token, picked.logprobs.get(place) if picked else None))
             place += future.has_new_token
+        for stream_id in over:  # not before all went well: who is not here is not told of a failure
+            self._streams.pop(stream_id, None)
         return steps
 
     def _forward(self, keep: Tensor) -> Tensor:
         """Logits, float32, shape (kept, vocab), of these tokens of the step."""
+        if self._followers is not None:
+            self._followers.send(self._inputs.kwargs, keep)
         model: Any = self.model
         if self._slices:
             return model(**self._inputs.kwargs, logits_to_keep=keep).logits[0].float()  # type: ignore[no-any-return]
@@ -335,6 +369,7 @@ class Batcher(ContinuousBatchingManager):
         if token is not None and token < 0:
             processor.cache.free_blocks(state.request_id, no_cache=True)
             processor.scheduler.finish_request(state.request_id)
+            processor.scheduler.block_new_requests = False
             return True
         if future.complete_blocks and state.initial_tokens[0] >> TOKEN_BITS != PRIVATE:
             # Before the end is booked: the stock way is after it, and forgets the last pages of a short answer's prompt.
@@ -374,13 +409,23 @@ class _Scheduler(FIFOScheduler):
         prompts += list(self.waiting_requests.values())
         self._burst = max(made, default=0) < YOUNG and all(len(s.remaining_prefill_tokens) <= SHORT for s in prompts)
         room = self.pace.room(0 if self._burst else len(made))
-        return super().schedule_batch(min(token_budget, room), cache_budget)
+        # The budget of cache that may be read is for index tensors that we do not have.
+        return super().schedule_batch(min(token_budget, room), sys.maxsize)
+
+    def clear_cancelled_requests(self) -> list[RequestState]:
+        """See FIFOScheduler; the room that they leave is for new ones."""
+        gone = super().clear_cancelled_requests()
+        if gone:
+            self.block_new_requests = False
+        return gone
 
     def _process_candidates(self, candidates: list[RequestState], *others: Any) -> Any:
         if self._burst:
             begun = sum(state.status == RequestStatus.DECODING for state in candidates)
             prompts = candidates[begun : self.max_requests_per_batch]  # answers that wait keep their slots
-            candidates = prompts or candidates
+            found = super()._process_candidates(prompts, *others)
+            if found[0]:
+                return found
         return super()._process_candidates(candidates, *others)
 
 
@@ -404,11 +449,20 @@ class _Router(OutputRouter):
 
 
 def _pages(loaded: Loaded, slots: int, cache_mb: int) -> int:
-    """Pages in the cache; at least enough for every slot to have one and for one request to be of some use."""
+    """Pages in the cache: as many as `cache_mb` holds, else a share of what is free or all that the slots can use.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
     config: Any = loaded.model.config.get_text_config()
-    token_bytes = 2 * find_num_key_value_heads(config) * find_head_dim(config) * loaded.dtype.itemsize
+    model: Any = loaded.model
+    heads: Any = get_kv_heads_per_rank(model.tp_plan or {}, find_num_key_value_heads(config), model.tp_size or 1)
+    token_bytes = 2 * heads * find_head_dim(config) * loaded.dtype.itemsize
     page_bytes: int = config.num_hidden_layers * token_bytes * PAGE
+    free = free_bytes(loaded.device)
+    if cache_mb * 2**20 > free:
+        raise MemoryError(f"the cache is to have {cache_mb} MB, and {free // 2**20} MB are free")
     if cache_mb:
         return max(1, cache_mb * 2**20 // page_bytes)
     useful = slots * -(-loaded.context // PAGE)
-    return max(1, min(useful, int(free_bytes(loaded.device) * AUTO_SHARE) // page_bytes))
+    return max(1, min(useful, int(free * AUTO_SHARE) // page_bytes))

@@ -16,7 +16,7 @@ from broker.sources import ModelSource
 from workers.engine import Progress
 from workers.engine.progress import downloading
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fleetchat.engine")
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 CODE = "*.py"

@@ -6,6 +6,7 @@ it gets a page. Knows the paged cache; no sampling, no threads.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -147,7 +148,11 @@ class _Places:
     def _join(self, writes: Sequence[int | Tensor]) -> Tensor:
         if all(isinstance(at, int) for at in writes):
             return torch.tensor(writes, device=self._device)
-        return torch.cat([at if isinstance(at, Tensor) else torch.tensor([at], device=self._device) for at in writes])
+        parts: list[Any] = []
+        for ready, some in groupby(writes, key=lambda at: isinstance(at, Tensor)):
+            same = list(some)
+            parts += same if ready else [torch.tensor(same, device=self._device)]
+        return torch.cat(parts)
 
     def _fill(self, row: int, pages: list[int]) -> None:
         shown, count = self._filled[row]

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TorchAoConfig,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -32,7 +33,10 @@ from workers.engine import Progress, hub, quantization
 from workers.engine.hub import first_line
 from workers.engine.progress import loading
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from workers.engine.parallel import Rank
+
+logger = logging.getLogger("fleetchat.engine")
 
 DEVICES = ("cuda", "mps", "xpu", "npu", "cpu")  # in the order in which `auto` looks for them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,7 +58,9 @@ class Loaded:
     dtype: torch.dtype
 
 
-def load(source: ModelSource, device: str, dtype: str, quantized: str, progress: Progress) -> Loaded:
+def load(
+    source: ModelSource, device: str, dtype: str, quantized: str, progress: Progress, rank: "Rank | None" = None
+) -> Loaded:
     """The model in a folder or on the hub.
 
     Args:
@@ -64,6 +70,7 @@ def load(source: ModelSource, device: str, dtype: str, quantized: str, progress:
         quantized: `none`, `int8` or `int4`, see workers/engine/quantization.py. A checkpoint that is quantised already
             is loaded as it is, with `none`.
         progress: called with 0 to 100, never falling; the first half is the download where there is one.
+        rank: which part of the model, where several processes share it; waits for the others.
 
     Raises:
         ModelUnusable: with one sentence that says what is wrong.
@@ -77,15 +84,19 @@ def load(source: ModelSource, device: str, dtype: str, quantized: str, progress:
     shapes = _shapes(files)
     tokenizer = _tokenizer(folder, source)
 
+    share = 1 if rank is None or place.type == "cpu" else rank.size  # on a CPU all parts are in one memory
+
     def needed(dtype: torch.dtype) -> int:
         if getattr(config, "quantization_config", None) is not None:  # they are loaded as they are
-            return sum(file.stat().st_size for file in files)
-        return quantization.needed_bytes(shapes, config.get_text_config().vocab_size, dtype, quantized)
+            return sum(file.stat().st_size for file in files) // share
+        return quantization.needed_bytes(shapes, config.get_text_config().vocab_size, dtype, quantized) // share
 
+    if rank is not None:
+        rank.join(config, place)
     real = _pick_dtype(dtype, config, place, quantized, needed, folder)
     method = quantization.config(quantized, place)
     with loading(lambda percent: progress(start + percent * (100 - start) // 100)):
-        model = _model(folder, config, place, real, method, source.trust_remote_code)
+        model = _model(folder, config, place, real, method, source.trust_remote_code, rank)
     if method is not None:
         quantization.give_back()
     progress(100)
@@ -282,20 +293,28 @@ def _pick_dtype(
 
 
 def _model(
-    folder: Path, config: Any, device: torch.device, dtype: torch.dtype, method: TorchAoConfig | None, trusted: bool
+    folder: Path,
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    method: TorchAoConfig | None,
+    trusted: bool,
+    rank: "Rank | None",
 ) -> PreTrainedModel:
     loader: Any = AutoModelForCausalLM  # its types know one form of the result
+    whole = {"device_map": {"": device}}
+    where = whole if rank is None else {"distributed_config": DistributedConfig(tp_size=rank.size)}
     try:
         model, info = loader.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            device_map={"": device},
             quantization_config=method,
             use_safetensors=True,
             trust_remote_code=trusted,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, in one sentence
+            **where,
         )
     except Exception as error:  # transformers raises whatever a strange checkpoint leads it to
         logger.debug("loading %s failed", folder, exc_info=True)

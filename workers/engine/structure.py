@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from broker.errors import BadRequest
 from broker.messages import Structure
 from workers.engine import grammar_trial
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fleetchat.engine")
 
 LONGEST = 1 << 16  # characters of a schema, expression or grammar
 KEPT = 32  # compiled grammars that are kept: clients send the same schema again and again
@@ -39,6 +39,7 @@ LIMITS: dict[str, Any] = {  # of one grammar: mostly under 10 ms a step, and som
     "max_lexer_states": 50_000,
     "verbose_errors": False,
 }
+TRIALS = 2  # at once
 TRIAL_SECONDS = 30  # its limit of processor time ends it much earlier, unless the machine is overloaded
 JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 NAMES = {  # as the message of an error calls them
@@ -67,6 +68,7 @@ class Grammars:
         self._width = max(vocab, len(self._tokenizer))
         self._end_ids = frozenset(i for i in end_ids if i < self._width)
         self._lock = Lock()
+        self._trials = BoundedSemaphore(TRIALS)
         self._made: LLTokenizer | None = None
         self._compiled = lru_cache(KEPT)(self._compile)
         self.words = (self._width + 31) // 32  # of 32 bits, one bit a token
@@ -98,7 +100,8 @@ class Grammars:
         return matcher
 
     def _compile(self, grammar: str) -> LLMatcher:
-        _try(grammar)
+        with self._trials:
+            _try(grammar)
         matcher = LLMatcher(self._llguidance(), grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if cause := grammar_trial.fault(matcher):
             raise _Unusable(cause)

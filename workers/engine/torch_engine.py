@@ -18,18 +18,20 @@ from typing import TypeVar
 
 from broker import sources
 from broker.errors import BadRequest, EngineFailed, ModelUnusable, NoSuchModel, PromptTooLong, SetupError
-from broker.messages import ChatRequest, ModelCard, Sampling, count_bytes
+from broker.messages import ChatRequest, ModelCard, Sampling
 from broker.sources import ModelSource
-from workers.engine import EngineOptions, Piece, Progress, TokenLogprob
+from workers.engine import EngineOptions, Piece, Progress, TokenLogprob, parallel
 from workers.engine.adapters import Adapters, base_of
-from workers.engine.batching import Batcher, Step, Stream
+from workers.engine.batching import PRIVATE, Batcher, Step, Stream
+from workers.engine.inputs import TOKEN_BITS
 from workers.engine.model import Loaded, load
+from workers.engine.parallel import Followers
 from workers.engine.prompt import Prompter
 from workers.engine.sampling import Logprob, Row
 from workers.engine.structure import Grammars, Matcher
 from workers.engine.text import Transcript, Vocabulary
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fleetchat.engine")
 
 LARGE_PROMPT = 4_000  # characters; a larger one is encoded in a thread, so that the event loop stays free
 CLOSE_SECONDS = 2.0
@@ -52,13 +54,17 @@ async def open_engine(options: EngineOptions, progress: Progress) -> "TorchEngin
             raise asyncio.CancelledError
         progress(percent)
 
+    base, adapters = _divide(options.models)
+    followers = parallel.start(options, base, adapters) if options.parallel > 1 else None
+
     def work() -> TorchEngine:
-        base, adapters = _divide(options.models)
-        loaded = load(base, options.device, options.dtype, options.quantization, tell)
-        return TorchEngine(loaded, base, adapters, options, loop)
+        rank = None if followers is None else followers.rank
+        loaded = load(base, options.device, options.dtype, options.quantization, tell, rank)
+        return TorchEngine(loaded, base, adapters, options, loop, followers)
 
     try:
-        return await _in_daemon(work)
+        loading = asyncio.ensure_future(_in_daemon(work))
+        return await (loading if followers is None else followers.watch(loading))
     except asyncio.CancelledError:
         given_up.set()
         raise
@@ -76,6 +82,7 @@ class TorchEngine:
         adapters: Sequence[ModelSource],
         options: EngineOptions,
         loop: asyncio.AbstractEventLoop,
+        followers: Followers | None = None,
     ) -> None:
         """Takes the cache and starts the thread; blocks for as long as that takes.
 
@@ -87,8 +94,13 @@ class TorchEngine:
         self.device = str(loaded.device)
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._loop = loop
+        self._followers = followers
         self._end_ids = loaded.end_ids
         self._ids = len(loaded.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        if self._ids > 1 << TOKEN_BITS or len(adapters) >= PRIVATE:
+            raise ModelUnusable(
+                f"{base.source} has {self._ids} tokens, or more adapters, than the engine has room for."
+            )
         self._prompter = Prompter(loaded.tokenizer)
         self._vocabulary = Vocabulary(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, self._ids, loaded.end_ids)
@@ -99,7 +111,7 @@ class TorchEngine:
             assert applied is not None
             self._adapters[adapter.name] = applied.add(Path(adapter.source))
         try:
-            self._batcher = Batcher(loaded, options.slots, options.cache_mb, self._cross, applied)
+            self._batcher = Batcher(loaded, options.slots, options.cache_mb, self._cross, applied, followers)
         except Exception as error:  # the model's own code runs here for the first time
             logger.debug("the first step of %s failed", base.source, exc_info=True)
             raise ModelUnusable(f"{base.source} was loaded but cannot be run: {error!r}.") from error
@@ -123,7 +135,7 @@ class TorchEngine:
 
     @property
     def alive(self) -> bool:
-        """False once the thread has ended: no answer will come any more."""
+        """False once the thread or a follower has ended: no answer will come any more."""
         return self._batcher.alive
 
     @property
@@ -146,22 +158,27 @@ class TorchEngine:
                 f"The conversation has {len(prompt)} tokens and this model takes {self.context}, "
                 "the answer among them. Shorten it or start a new one."
             )
+        if any(token >= self._ids for token in said):
+            raise BadRequest("The answer was begun by a model of this name with another vocabulary. Ask again.")
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        end_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_ids)
+        endless = sampling.ignore_eos and sampling.structure is None  # behind a complete form nothing else may follow
+        end_ids = frozenset(sampling.stop_token_ids) | (frozenset() if endless else self._end_ids)
         matcher = None
         if sampling.structure is not None:
             matcher = await asyncio.to_thread(self._grammars.compile, sampling.structure, said)
         transcript = Transcript(self._vocabulary, sampling.stop, sampling.min_tokens)
-        answer = Answer(len(prompt), limit, transcript, end_ids, said, sampling.logprobs is not None, matcher)
+        scored = None if said else sampling.prompt_logprobs  # they went out with the first token
+        unscored = 0 if scored is None else len(prompt)
+        answer = Answer(len(prompt), limit, transcript, end_ids, said, sampling.logprobs is not None, matcher, unscored)
         stream = Stream(
             prompt=[*prompt, *said],
-            limit=limit - len(said),
+            limit=max(1, limit - len(said)),  # a prompt may be scored for its own sake
             end_ids=end_ids,
             row=Row(sampling, end_ids, prompt, said, matcher),
             adapter=adapter,
-            prompt_logprobs=None if said else sampling.prompt_logprobs,  # they went out with the first token
+            prompt_logprobs=scored,
         )
-        if stream.prompt_logprobs is not None:
+        if scored is not None:
             answer.score([None])  # nothing foretells the first token
         try:
             if not answer.over:
@@ -176,6 +193,8 @@ class TorchEngine:
     async def close(self) -> None:
         """Stop the thread and free the memory; answers under way end with EngineFailed."""
         await _in_daemon(lambda: self._batcher.shut(CLOSE_SECONDS))
+        if self._followers is not None:
+            await _in_daemon(self._followers.close)
         self._batcher.batch_processor = None
         self._batcher.model = None  # type: ignore[assignment]
         gc.collect()
@@ -191,11 +210,13 @@ class TorchEngine:
             raise BadRequest(f"logit_bias has token {outside[0]}, and this model's go from 0 to {self._ids - 1}.")
 
     async def _encode(self, request: ChatRequest) -> list[int]:
-        if count_bytes(request.messages) + len(str(request.tools)) > LARGE_PROMPT:
+        if request.size > LARGE_PROMPT:
             ids = await asyncio.to_thread(self._prompter.encode, request)
         else:
             ids = self._prompter.encode(request)
-        if ids and max(ids) >= self._ids:  # would bring a GPU down
+        if not ids:
+            raise BadRequest("The conversation is empty once it is written as this model's template has it.")
+        if max(ids) >= self._ids:  # would bring a GPU down
             raise BadRequest("The conversation holds a token that this model's vocabulary does not have.")
         return ids
 
@@ -258,6 +279,7 @@ class Answer:
         said: Sequence[int],
         logprobs: bool,
         matcher: Matcher | None,
+        unscored: int,
     ) -> None:
         """Feeds what has been said, so that text and counting go on behind it."""
         self.prompt_tokens = prompt_tokens
@@ -269,6 +291,7 @@ class Answer:
         self._wants_logprobs = logprobs
         self._matcher = matcher
         self._scores: list[TokenLogprob | None] = []  # of the prompt, for the first piece
+        self._unscored = unscored
         self._count = len(said)
         self._error: Exception | None = None
         self._done = False
@@ -281,7 +304,7 @@ class Answer:
     @property
     def over(self) -> bool:
         """Whether no more tokens are needed."""
-        return self._transcript.stopped or self._count >= self._limit
+        return not self._unscored and (self._transcript.stopped or self._count >= self._limit)
 
     def take(self, token: int, logprob: TokenLogprob | None) -> None:
         """A new token from the engine."""
@@ -291,6 +314,7 @@ class Answer:
     def score(self, scores: Sequence[TokenLogprob | None]) -> None:
         """Log-probabilities of the next prompt tokens; the first one has none."""
         self._scores += scores
+        self._unscored -= len(scores)
 
     def end(self, error: Exception) -> None:
         """The engine gave up; what it made before is still read."""
@@ -336,13 +360,13 @@ class Answer:
         if ended or self.over:
             text += self._transcript.finish()
             finish = "stop" if ended or self._transcript.stopped else "length"
-        data, self._scores = {"prompt_logprobs": self._scores} if self._scores else None, []
+        scores, self._scores = [one and one.to_map() for one in self._scores], []
         return Piece(
             text,
             tuple(ids),
             finish=finish,
             logprobs=tuple(logprobs) if self._wants_logprobs else None,
-            data=data,
+            data={"prompt_logprobs": scores} if scores else None,
         )
 
 

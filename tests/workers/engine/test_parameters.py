@@ -91,10 +91,24 @@ async def test_prompts_are_scored_whole_also_when_they_are_known_and_read_in_par
         first, *rest = (await asyncio.gather(pieces_of(engine, asked), pieces_of(engine, request("mate", LONG))))[0]
         scores = first.data["prompt_logprobs"]
         assert scores[0] is None
-        assert [one.token_id for one in scores[1:]] == prompt[1:]
+        assert [one["token_id"] for one in scores[1:]] == prompt[1:]
         for one, row in zip(scores[1:], expected, strict=False):
-            assert_likely(one, row, 3)
+            assert_likely(TokenLogprob(**one | {"top": [TokenLogprob(**other) for other in one["top"]]}), row, 3)
         assert all(piece.data is None for piece in rest)
+
+
+async def test_a_prompt_is_scored_for_its_own_sake(engine: TorchEngine, folder: Path) -> None:
+    (piece,) = await pieces_of(engine, request("Hello there", replace(LONG, max_tokens=0, prompt_logprobs=0)))
+    assert (piece.text, piece.token_ids, piece.finish) == ("", (), "length")
+    assert len(piece.data["prompt_logprobs"]) == len(prompt_ids(folder, "Hello there"))
+
+
+@pytest.mark.timeout(30)
+async def test_a_cache_that_is_full_of_young_answers_makes_others_wait(opened: Open) -> None:
+    engine = await opened(slots=32, cache_mb=1)
+    asked = [request(f"{i} " + "word " * 40, replace(LONG, max_tokens=10)) for i in range(32)]
+    assert [len(ids) for ids in await asyncio.gather(*(ids_of(engine, one) for one in asked))] == [10] * 32
+    assert engine._batcher.free_share() == 1
 
 
 async def test_nothing_ends_an_answer_before_min_tokens(engine: TorchEngine) -> None:
@@ -116,6 +130,11 @@ async def test_an_end_token_is_text_like_any_other_when_it_is_to_be_ignored(engi
     ended = await pieces_of(engine, request("Hello", replace(LONG, ignore_eos=False, logit_bias=always)))
     assert [(piece.token_ids, piece.finish) for piece in ended] == [((), "stop")]
     assert await ids_of(engine, request("Hello", replace(LONG, logit_bias=always))) == [END] * 40
+
+
+async def test_a_form_ends_the_answer_also_when_end_tokens_are_to_be_ignored(engine: TorchEngine) -> None:
+    pieces = await pieces_of(engine, request("Hello", replace(LONG, structure=Structure("regex", "abc"))))
+    assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == ("abc", "stop")
 
 
 async def test_a_bias_outside_the_vocabulary_is_refused_by_name(engine: TorchEngine) -> None:
