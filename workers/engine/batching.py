@@ -444,9 +444,6 @@ class _Router(OutputRouter):
         if stream is not None:
             self._deliver([Step(stream, error=output.error)])
 
-    def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
-        pass
-
 
 def _pages(loaded: Loaded, slots: int, cache_mb: int) -> int:
     """Pages in the cache: as many as `cache_mb` holds, else a share of what is free or all that the slots can use.
