@@ -121,7 +121,7 @@ async def open_engine(options: EngineOptions, progress: Progress) -> Engine:
     """
     # How long torch's threads spin while they wait for each other, in loops: the default burns milliseconds that others
     # could use, and not to spin at all halves a small model's speed (see pace.py). Read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "200000")
     module = import_module(f"workers.engine.{options.models[0].engine}_engine")
     engine: Engine = await module.open_engine(options, progress)
     return engine
