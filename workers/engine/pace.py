@@ -6,6 +6,7 @@ that is not running holds all others up and one alone is many times faster. And 
 step below a multiple of the usual, so that running answers go on evenly.
 """
 
+import math
 import time
 from collections import deque
 from statistics import median
@@ -17,6 +18,7 @@ LEAST_TOKENS = 16  # of prompts in a step, however slow they are
 RECENT = 0.3  # weight of the newest measurement
 STEPS = 9  # without prompts, whose median is the usual
 TRIAL_EVERY = 128  # steps, after which the other number of threads is tried for two
+BEARABLE = 2.0  # times as long as with all threads, up to which one thread is tried
 CLEARLY = 0.9  # of the time with all threads, below which one thread is better
 
 
@@ -71,9 +73,10 @@ class _Threads:
             return
         size = tokens.bit_length()
         count = self._counts[size] = self._counts.get(size, 0) + may_try
-        one, many = (self._seconds.get((size, threads)) for threads in (1, self._all))
-        threads = 1 if one is not None and many is not None and one < CLEARLY * many else self._all
-        self.trial = may_try and count % TRIAL_EVERY in (8, 9)
+        one, many = (self._seconds.get((size, threads), 0.0) for threads in (1, self._all))
+        threads = 1 if one < CLEARLY * many else self._all
+        # One thread of many is tried only when it cannot be much slower: with a large model it may take seconds.
+        self.trial = may_try and count % TRIAL_EVERY in (8, 9) and (threads == 1 or one <= BEARABLE * many)
         if self.trial:
             threads = self._all + 1 - threads
         if threads != self._now[1]:
@@ -82,6 +85,9 @@ class _Threads:
 
     def learn(self, seconds: float) -> None:
         self._seconds[self._now] = _mix(self._seconds.get(self._now), seconds)
+        size, threads = self._now
+        if threads == self._all:  # at worst, one alone needs as much longer as there are threads
+            self._seconds[size, 1] = min(self._seconds.get((size, 1), math.inf), seconds * threads)
 
 
 def _mix(before: float | None, now: float) -> float:
