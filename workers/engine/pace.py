@@ -42,13 +42,14 @@ class Pace:
 
     def begin(self, running: int, prompt_tokens: int) -> None:
         """A step begins, with so many answers and so many tokens of prompts."""
-        self._threads.choose(running + prompt_tokens, may_try=not prompt_tokens)
+        self._threads.choose(0 if prompt_tokens else running)
         self._begun = time.perf_counter()
 
     def end(self, running: int, prompt_tokens: int) -> None:
         """It is over."""
         spent = time.perf_counter() - self._begun
-        self._threads.learn(spent)
+        if not prompt_tokens:
+            self._threads.learn(spent)
         if self._threads.trial:
             return
         if not prompt_tokens:
@@ -59,7 +60,7 @@ class Pace:
 
 
 class _Threads:
-    """One thread or all of them, whichever is quicker now, for steps of about one size."""
+    """One thread or all of them, whichever is quicker now, for steps with about as many answers and no prompts."""
 
     def __init__(self) -> None:
         self._all = torch.get_num_threads()
@@ -68,15 +69,16 @@ class _Threads:
         self._now = (0, self._all)
         self.trial = False
 
-    def choose(self, tokens: int, *, may_try: bool) -> None:
+    def choose(self, running: int) -> None:
+        """For a step with so many answers; 0 for one with prompts, whose time says nothing and which wants all."""
         if self._all == 1:
             return
-        size = tokens.bit_length()
-        count = self._counts[size] = self._counts.get(size, 0) + may_try
+        size = running.bit_length()
+        count = self._counts[size] = self._counts.get(size, 0) + 1
         one, many = (self._seconds.get((size, threads), 0.0) for threads in (1, self._all))
         threads = 1 if one < CLEARLY * many else self._all
         # One thread of many is tried only when it cannot be much slower: with a large model it may take seconds.
-        self.trial = may_try and count % TRIAL_EVERY in (8, 9) and (threads == 1 or one <= BEARABLE * many)
+        self.trial = running > 0 and count % TRIAL_EVERY in (8, 9) and (threads == 1 or one <= BEARABLE * many)
         if self.trial:
             threads = self._all + 1 - threads
         if threads != self._now[1]:
