@@ -14,7 +14,7 @@ from statistics import median
 import torch
 
 STRETCH = 0.8  # time that prompts may add to a step, as a multiple of a step without them
-LEAST_TOKENS = 16  # of prompts in a step, however slow they are
+LEAST_TOKENS = 40  # of prompts in a step, however slow: fewer cost hardly less, and would look slower still
 RECENT = 0.3  # weight of the newest measurement
 STEPS = 9  # without prompts, whose median is the usual
 TRIAL_EVERY = 128  # steps, after which the other number of threads is tried for two
@@ -65,6 +65,7 @@ class _Threads:
     def __init__(self) -> None:
         self._all = torch.get_num_threads()
         self._seconds: dict[tuple[int, int], float] = {}  # by size and threads
+        self._slowest: dict[int, float] = {}  # by size: what one thread may need, as long as it was not tried
         self._counts: dict[int, int] = {}
         self._now = (0, self._all)
         self.trial = False
@@ -75,10 +76,13 @@ class _Threads:
             return
         size = running.bit_length()
         count = self._counts[size] = self._counts.get(size, 0) + 1
-        one, many = (self._seconds.get((size, threads), 0.0) for threads in (1, self._all))
-        threads = 1 if one < CLEARLY * many else self._all
+        one, many = (self._seconds.get((size, threads)) for threads in (1, self._all))
+        threads = 1 if one is not None and many is not None and one < CLEARLY * many else self._all
+        slowest = self._slowest.get(size, math.inf) if one is None else one
         # One thread of many is tried only when it cannot be much slower: with a large model it may take seconds.
-        self.trial = running > 0 and count % TRIAL_EVERY in (8, 9) and (threads == 1 or one <= BEARABLE * many)
+        self.trial = (
+            running > 0 and count % TRIAL_EVERY in (8, 9) and (threads == 1 or slowest <= BEARABLE * (many or 0.0))
+        )
         if self.trial:
             threads = self._all + 1 - threads
         if threads != self._now[1]:
@@ -89,7 +93,7 @@ class _Threads:
         self._seconds[self._now] = _mix(self._seconds.get(self._now), seconds)
         size, threads = self._now
         if threads == self._all:  # at worst, one alone needs as much longer as there are threads
-            self._seconds[size, 1] = min(self._seconds.get((size, 1), math.inf), seconds * threads)
+            self._slowest[size] = min(self._slowest.get(size, math.inf), seconds * threads)
 
 
 def _mix(before: float | None, now: float) -> float:
