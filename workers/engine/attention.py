@@ -89,10 +89,7 @@ def attend(
 
     for span in plan.spans:  # before the writes: in a window, new keys take the places of old ones
         rows = span.queries
-        k, v = new_keys[rows], new_values[rows]
-        if span.past is not None:
-            k = torch.cat((keys.index_select(0, span.past), k))
-            v = torch.cat((values.index_select(0, span.past), v))
+        k, v = _joined(keys, span.past, new_keys[rows]), _joined(values, span.past, new_values[rows])
         shared = (kv_heads, group, *k.shape[::2])  # heads that share a key
         out[rows] = (
             _attention(
@@ -128,6 +125,16 @@ def attend(
         else:
             out[some.rows] = found
     return out[None], None
+
+
+def _joined(cached: Tensor, past: Tensor | None, new: Tensor) -> Tensor:
+    """What lies at `past` in the cache and then the new; shape (past + new, kv heads, width). Copies once."""
+    if past is None:
+        return new
+    whole = new.new_empty(len(past) + len(new), *new.shape[1:])
+    torch.index_select(cached, 0, past, out=whole[: len(past)])
+    whole[len(past) :] = new
+    return whole
 
 
 def _attention(

@@ -41,7 +41,7 @@ from workers.engine import attention
 from workers.engine.adapters import Adapters
 from workers.engine.inputs import TOKEN_BITS, Inputs
 from workers.engine.model import Loaded, free_bytes
-from workers.engine.pace import Pace
+from workers.engine.pace import Pace, keep_freed_memory
 from workers.engine.sampling import Logprob, Row, Sampler, prompt_logprobs
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ class Batcher(ContinuousBatchingManager):
         return self.batch_processor
 
     def _run(self) -> None:
+        keep_freed_memory()
         try:
             self._run_generation_loop()
         finally:
