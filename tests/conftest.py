@@ -15,6 +15,10 @@ from broker.messages import ModelCard
 from helpers import eventually
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the fault tests in their long form")
+
+
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of this run's own server; its process id has been asserted."""
