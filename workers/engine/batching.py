@@ -39,6 +39,7 @@ from transformers.generation.continuous_batching.utils import logger as stock
 from broker.messages import Sampling
 from workers.engine import attention
 from workers.engine.adapters import Adapters
+from workers.engine.graphs import Graphs, capture_on
 from workers.engine.inputs import TOKEN_BITS, Inputs
 from workers.engine.model import Loaded, free_bytes
 from workers.engine.pace import Pace, keep_freed_memory
@@ -132,9 +133,9 @@ class Batcher(ContinuousBatchingManager):
             scheduler_type=attention.NAME,
             max_memory_percent=1e6,  # the stock check counts masks that we do not have; _pages has one of its own
             auto_switch_to_flash=False,  # it may fetch kernels from the hub
-            use_cuda_graph=False,
+            use_cuda_graph=False,  # we have our own
             use_async_batching=False,  # a step needs the last token on the host
-            disable_nccl_graph_mixing=False,  # there are no graphs, and it warns about them
+            disable_nccl_graph_mixing=False,  # no graphs with several GPUs, and it warns about them
         )
         model: Any = loaded.model
         super().__init__(model, GenerationConfig(do_sample=False), config)  # type: ignore[no-untyped-call]
@@ -143,8 +144,12 @@ class Batcher(ContinuousBatchingManager):
         helper.tp_plan = {name: style for name, style in helper.tp_plan.items() if style == "colwise"}
         self.output_router = _Router(self._streams, deliver)
         self.batch_processor = self._create_batch_processor()
+        capture = capture_on(loaded.device) if helper.tp_size == 1 else None
+        self._graphs = None if capture is None else Graphs(self._whole, self._inputs, capture, loaded.dtype)
         helper.tp_size = 1  # the cache has its part of the heads, and steps are shared in our way
         self._try_out()
+        if self._graphs is not None:
+            logger.info("steps without prompts run as CUDA graphs")
 
     @property
     def alive(self) -> bool:
@@ -225,6 +230,7 @@ class Batcher(ContinuousBatchingManager):
             left = list(self._streams.values())
             self._streams.clear()
             self._deliver([Step(stream, error=DEAD) for stream in left])
+            self._graphs = None  # and their memory
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
         """Our attention, whatever the model was made with."""
@@ -232,7 +238,7 @@ class Batcher(ContinuousBatchingManager):
 
     def _try_out(self) -> None:
         """A prompt step and a decode step, so that a model that cannot run is found now; raises what they raise."""
-        self.add_request([0, 0], request_id="try", max_new_tokens=2)
+        self.add_request([1, 2], request_id="try", max_new_tokens=2)  # 0 is often padding, and gives zeros
         for _ in range(2):
             self._processor.prepare_next_batch()
             self._compute()
@@ -293,17 +299,10 @@ class Batcher(ContinuousBatchingManager):
     @torch.inference_mode()
     def _compute(self) -> list[Step]:
         """One forward pass over the step's tokens and what follows from it."""
-        inputs = self._inputs
-        requests = inputs.requests_in_batch
+        requests = self._inputs.requests_in_batch
         streams = [self._streams.get(future.state.request_id) for future in requests]
         scores = self._to_score(requests, streams)
-        keep = inputs.last
-        if scores:
-            keep = torch.cat((keep, *(rows.to(keep.device) for _, rows, _ in scores)))
-        if self._adapters is not None:
-            adapters = [0 if stream is None else stream.adapter for stream in streams]
-            self._adapters.use([(a, new) for a, (_, new) in zip(adapters, inputs.lengths, strict=True)])
-        logits = self._forward(keep)
+        logits = self._logits(streams, [rows for _, rows, _ in scores])
         asked = [(f, s) for f, s in zip(requests, streams, strict=True) if f.has_new_token]
         rows = [GONE if stream is None else stream.row for _, stream in asked]
         steps = self._score(scores, logits[len(rows) :])
@@ -330,6 +329,39 @@ class Batcher(ContinuousBatchingManager):
             self._streams.pop(stream_id, None)
         return steps
 
+    def _logits(self, streams: Sequence[Stream | None], more: Sequence[Tensor]) -> Tensor:
+        """Logits, float32, shape (kept, vocab), good until the next step.
+
+        Of the requests that get a token, in order, and then of `more` tokens of the step.
+        """
+        adapters = [] if self._adapters is None else [0 if stream is None else stream.adapter for stream in streams]
+        graphs = self._graphs
+        answers = None if graphs is None or more or any(adapters) else self._inputs.answers()
+        if graphs is None or answers is None:
+            return self._one_by_one(adapters, more)
+        logits = graphs.replay(answers)
+        if logits is None:
+            logits = self._one_by_one(adapters, more)
+            if not graphs.capture(answers, logits):
+                self._graphs = None
+        return logits
+
+    def _one_by_one(self, adapters: Sequence[int], more: Sequence[Tensor]) -> Tensor:
+        """See _logits; the kernels are started by Python."""
+        inputs = self._inputs
+        inputs.build()
+        keep = inputs.last
+        if more:
+            keep = torch.cat((keep, *(rows.to(keep.device) for rows in more)))
+        if self._adapters is not None:
+            self._adapters.use([(a, new) for a, (_, new) in zip(adapters, inputs.lengths, strict=True)])
+        return self._forward(keep)
+
+    def _whole(self, kwargs: dict[str, Any]) -> Tensor:
+        """Logits, shape (tokens, vocab), of all tokens."""
+        model: Any = self.model
+        return model(**kwargs).logits[0]  # type: ignore[no-any-return]
+
     def _forward(self, keep: Tensor) -> Tensor:
         """Logits, float32, shape (kept, vocab), of these tokens of the step."""
         if self._followers is not None:
@@ -337,7 +369,7 @@ class Batcher(ContinuousBatchingManager):
         model: Any = self.model
         if self._slices:
             return model(**self._inputs.kwargs, logits_to_keep=keep).logits[0].float()  # type: ignore[no-any-return]
-        return model(**self._inputs.kwargs).logits[0, keep].float()  # type: ignore[no-any-return]
+        return self._whole(self._inputs.kwargs)[keep].float()
 
     def _to_score(
         self, requests: Sequence[FutureRequestState], streams: Sequence[Stream | None]

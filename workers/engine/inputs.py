@@ -22,6 +22,9 @@ TOKEN_BITS = (
 TOKEN_MASK = (1 << TOKEN_BITS) - 1
 NARROW = 256  # up to so many keys, requests of all lengths are padded to the longest of them
 
+Single = tuple[int, int, int]
+"""A request with one new token: the token's id, its position, the request's row in the tables."""
+
 
 class Inputs:
     """The current step. Its public attributes are those that the stock manager reads."""
@@ -31,22 +34,23 @@ class Inputs:
     def __init__(self, cache: PagedAttentionCache, slots: int, context: int) -> None:
         self.requests_in_batch: list[FutureRequestState] = []
         self.kwargs: dict[str, Any] = {}
-        self._device = torch.device(cache.device)
+        self.device = torch.device(cache.device)
+        self.slots = slots
+        self.padding = slots  # a row of no request: what is written there is lost, and harmless to read
         self._cache = cache
         self._places = [
-            _Places(allocator, slots, context, self._device) for allocator in cache.cache_allocators.values()
+            _Places(allocator, slots, context, self.device) for allocator in cache.cache_allocators.values()
         ]
+        self.widest = max(places.width for places in self._places)  # keys that a request can have in a layer
         self._rows: dict[str, int] = {}  # request id -> its row in the tables
-        self._slots = slots
 
     def prepare_batch_tensors(self, requests_in_batch: Sequence[FutureRequestState], **others: Any) -> None:
-        """Take the scheduled requests in and build the arguments of the forward pass."""
+        """Take the scheduled requests in."""
         self.requests_in_batch = list(requests_in_batch)
-        rows = self._find_rows()
-        ids: list[int] = []
-        positions: list[int] = []
-        last: list[int] = []  # of the requests that get a token: their last token's place in the step
-        lengths: list[tuple[int, int]] = []  # tokens in the cache before the step, new tokens
+        self._ids = ids = list[int]()
+        self._positions = positions = list[int]()
+        self._last = last = list[int]()  # of the requests that get a token: their last token's place in the step
+        self.lengths = lengths = list[tuple[int, int]]()  # tokens in the cache before the step, new tokens
         for future in requests_in_batch:
             state, new = future.state, future.query_length
             past = state.position_offset
@@ -58,13 +62,37 @@ class Inputs:
             lengths.append((past, new))
             if future.has_new_token:
                 last.append(len(ids) - 1)
-        plans = [places.plan(requests_in_batch, rows, lengths) for places in self._places]
-        device = self._device
-        self.last = torch.tensor(last, dtype=torch.int64, device=device)  # (requests with a new token,)
-        self.lengths = lengths
-        self.kwargs = {
-            "input_ids": torch.tensor([ids], device=device),  # (1, tokens)
-            "position_ids": torch.tensor([positions], device=device),
+
+    def build(self) -> None:
+        """Make the arguments of the step's forward pass."""
+        rows = self._find_rows()
+        plans = [places.plan(self.requests_in_batch, rows, self.lengths) for places in self._places]
+        self.last = torch.tensor(self._last, dtype=torch.int64, device=self.device)  # (requests with a new token,)
+        ids, positions = (torch.tensor(some, device=self.device) for some in (self._ids, self._positions))
+        self.kwargs = self._arguments(ids, positions, plans)
+
+    def answers(self) -> list[Single] | None:
+        """The step's requests, their rows ready for `fixed`; None when one of them has several tokens or gets none."""
+        if len(self._last) < len(self._ids):
+            return None
+        rows = self._find_rows()
+        for places in self._places:
+            places.fill(self.requests_in_batch, rows)
+        return list(zip(self._ids, self._positions, rows, strict=True))
+
+    def fixed(self, ids: Tensor, positions: Tensor, rows: Tensor, keys: int) -> dict[str, Any]:
+        """The arguments for requests with one new token each, made by the device alone.
+
+        Args:
+            ids: shape (requests,), as are the others.
+            keys: that there is room for in a request.
+        """
+        return self._arguments(ids, positions, [places.fixed(rows, positions, keys) for places in self._places])
+
+    def _arguments(self, ids: Tensor, positions: Tensor, plans: Sequence[Plan]) -> dict[str, Any]:
+        return {
+            "input_ids": ids[None],  # (1, tokens)
+            "position_ids": positions[None],
             "attention_mask": None,
             "use_cache": False,
             "cache": self._cache,
@@ -91,7 +119,7 @@ class Inputs:
         if any(i not in self._rows for i in ids):
             here = set(ids)
             self._rows = {i: row for i, row in self._rows.items() if i in here}
-            free = iter(sorted(set(range(self._slots)) - set(self._rows.values())))
+            free = iter(sorted(set(range(self.slots)) - set(self._rows.values())))
             for i in ids:
                 if i not in self._rows:
                     row = self._rows[i] = next(free)
@@ -108,10 +136,12 @@ class _Places:
         page = allocator.tokens_per_page
         longest = min(context, allocator.num_blocks * page) if self.window is None else self.window
         self._allocator, self._page, self._device = allocator, page, device
-        self._table = torch.zeros(slots, -(-longest // page) * page, dtype=torch.int64, device=device)
+        self.width = -(-longest // page) * page
+        self._table = torch.zeros(slots + 1, self.width, dtype=torch.int64, device=device)
+        self._table[slots] = allocator.write_trash_index  # the padding
         self._filled: list[tuple[list[int] | None, int]] = [(None, 0)] * slots  # the pages that a row shows
         self._within = torch.arange(page, device=device)
-        self._columns = torch.arange(self._table.shape[1], device=device)
+        self._columns = torch.arange(self.width, device=device)
 
     def forget(self, row: int) -> None:
         """The row has to be read again."""
@@ -144,6 +174,21 @@ class _Places:
             tuple(spans),
             window,
         )
+
+    def fill(self, requests: Sequence[FutureRequestState], rows: Sequence[int]) -> None:
+        """Bring the rows of these requests up to date."""
+        for future, row in zip(requests, rows, strict=True):
+            self._fill(row, self._allocator.block_table[future.state.request_id])
+
+    def fixed(self, rows: Tensor, positions: Tensor, keys: int) -> Plan:
+        """The plan for requests with one new token each, of a shape that `keys` says; made by the device alone."""
+        at, counts = positions, positions + 1
+        if self.window is not None:
+            at, counts = at % self.window, counts.clamp(max=self.window)
+        keys = min(keys, self.width)
+        mask = self._columns[:keys] < counts[:, None]  # (n, keys)
+        slots = self._table[:, :keys].index_select(0, rows) * mask
+        return Plan(self._table[rows, at], (Singles(None, slots.flatten(), mask[:, None, None, :]),), (), self.window)
 
     def _join(self, writes: Sequence[int | Tensor]) -> Tensor:
         if all(isinstance(at, int) for at in writes):
