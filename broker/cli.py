@@ -26,6 +26,7 @@ from broker import chat, fleet, registry, sources
 from broker.config import Config, data_folder
 from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, SetupError
+from broker.logs import hide
 from broker.messages import ChatRequest, Message, Sampling
 from broker.registry import ModelState, WorkerState
 
@@ -40,6 +41,22 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 LOOK_SECONDS = 1.0
 REDIS_SECONDS = 3.0
+DRAIN_LOOK_SECONDS = 0.1
+SLACK_SECONDS = 5.0  # beyond the time that a worker has to drain
+COUNTS = ("asked", "refused", "done", "stopped", "failed", "requeued", "crashed", "fenced")
+WORDS = {  # in `counts:MODEL` -> the column that they are in; how else a request ended is an error's code
+    "accepted": "asked",
+    "refused": "refused",
+    "ended:stop": "done",
+    "ended:length": "done",
+    "ended:tool_calls": "done",
+    "ended:content_filter": "done",
+    "ended:cancelled": "stopped",
+    "ended:abandoned": "stopped",
+    "requeued": "requeued",
+    "crashed": "crashed",
+    "fenced": "fenced",
+}
 SHOWN = 3  # names of a worker's models in its line
 
 DataOption = Annotated[
@@ -55,7 +72,7 @@ def main() -> None:
     try:
         app()
     except FleetError as error:
-        err.print(escape(str(error)))
+        err.print(escape(hide(str(error))))
         sys.exit(2 if isinstance(error, SetupError) else 1)
 
 
@@ -122,7 +139,7 @@ async def _watch(config: Config, groups: Sequence[fleet.Group], browser: bool) -
 
 
 def _print_screen(running: fleet.Fleet, states: dict[str, ModelState]) -> None:
-    url = running.config.redis_url
+    url = hide(running.config.redis_url)
     width = max(len(m.name) for m in running.models)
     out.print(f"\n  [bold]FleetChat[/bold] is ready at [bold cyan]{running.url}[/bold cyan]\n")
     for model in running.models:
@@ -138,7 +155,7 @@ def _print_screen(running: fleet.Fleet, states: dict[str, ModelState]) -> None:
     serves = f"FLEETCHAT_MODELS_FILE={file.resolve()} " if model.listed and file else ""
     serves = escape(f"{serves}FLEETCHAT_MODEL={model}")
     out.print(f"\n  look inside    {redis_cli}    {_program('fleetchat')} status --watch{escape(data)}")
-    out.print(f"  add a worker   REDIS_URL={url} {serves} {_program('arq')} workers.Settings")
+    out.print(f"  add a worker   REDIS_URL={url} {hide(serves)} {_program('arq')} workers.Settings")
     out.print(f"  logs and data  {escape(str(running.config.data))}")
     out.print("  stop           Ctrl-C\n")
 
@@ -169,7 +186,7 @@ async def _status(config: Config, watch: bool) -> None:
 
 async def _tables(broker: Broker) -> list[Table]:
     models, workers = await registry.models(broker), await registry.workers(broker)
-    return [_model_table(models), _worker_table(workers)]
+    return [_model_table(models), _worker_table(workers), _count_table(await registry.counts(broker))]
 
 
 def _table(*columns: str) -> Table:
@@ -201,6 +218,58 @@ def _worker_table(workers: list[WorkerState]) -> Table:
     if not workers:
         table.add_row("none", *[""] * 7)
     return table
+
+
+def _count_table(counts: dict[str, dict[str, int]]) -> Table:
+    table = _table("model", *COUNTS)
+    table.title, table.title_justify = "since the first start", "left"
+    for model, fields in counts.items():
+        sums = dict.fromkeys(COUNTS, 0)
+        for field, number in fields.items():
+            word = field.partition(":")[0]
+            if column := WORDS.get(field) or WORDS.get(word) or ("failed" if word == "ended" else None):
+                sums[column] += number
+        table.add_row(escape(model), *map(str, sums.values()))
+    return table
+
+
+@app.command()
+def drain(
+    worker: Annotated[str, typer.Argument(help="A worker's id as `fleetchat status` shows it, or a part of it.")],
+    data: DataOption = None,
+) -> None:
+    """Let one worker finish what it writes, or hand it over, and end."""
+    _run(_drain(_find_fleet(data), worker))
+
+
+async def _drain(config: Config, part: str) -> None:
+    async with Broker.open(config) as broker:
+        await _reach(broker)
+        worker_id = _choose(await registry.workers(broker), part).worker_id
+        patience, busy = config.drain_seconds + SLACK_SECONDS, 0.0
+        deadline = time.monotonic() + patience
+        while here := [w for w in await registry.workers(broker) if w.worker_id == worker_id]:
+            busy = max(busy, here[0].number("busy"))  # of its heartbeats; it sends one as it begins to drain
+            if time.monotonic() > deadline:
+                raise FleetError(
+                    f"{worker_id} was told to drain and is still there after {patience:g} s, with {busy:g} answers."
+                )
+            await registry.drain(broker, worker_id)  # again and again: it may have been away
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        out.print(f"{escape(worker_id)} has drained; it had {busy:g} answers under way.")
+
+
+def _choose(workers: list[WorkerState], part: str) -> WorkerState:
+    """The worker of this id, or the only one whose id has this part.
+
+    Raises:
+        SetupError: there is none, or more than one.
+    """
+    found = [w for w in workers if w.worker_id == part] or [w for w in workers if part in w.worker_id]
+    if len(found) == 1:
+        return found[0]
+    ids = ", ".join(w.worker_id for w in found or workers) or "none"
+    raise SetupError(f"{part!r} is {'more than one worker' if found else 'no worker of this fleet'}: {ids}.")
 
 
 @app.command()
@@ -267,7 +336,7 @@ async def _reach(broker: Broker) -> None:
             await broker.redis.ping()
     except Exception:
         raise SetupError(
-            f"There is no fleet at {broker.config.redis_url}. Start one with: fleetchat up. "
+            f"There is no fleet at {hide(broker.config.redis_url)}. Start one with: fleetchat up. "
             "One elsewhere is found by --data or REDIS_URL."
         ) from None
 

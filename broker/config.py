@@ -104,6 +104,12 @@ class Config:
         "an engine that has work and makes no step for this long counts as hung",
         at_least=1,
     )
+    metrics: str = _setting(
+        "FLEETCHAT_METRICS",
+        "127.0.0.1:0",
+        "address of a worker's `/metrics` and `/livez`; port 0 is any free one, `off` none",
+    )
+    log: str = _setting("FLEETCHAT_LOG", "text", "log lines: `text`, or `json` for programs", one_of=("text", "json"))
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Self:

@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, R
 from broker.config import Config
 from broker.errors import RanTooLong, RedisAway, SetupError, StorageFull, WaitedTooLong, WorkerLost
 from broker.listener import Listener
+from broker.logs import hide
 from broker.messages import pack, unpack
 from broker.scripts import Scripts
 from broker.tasks import beside
@@ -32,6 +33,7 @@ logger = logging.getLogger("fleetchat.broker")
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 1.0
+SWEEP_SECONDS = 0.5  # with the lease it makes the pause after a worker's death
 ORPHAN_SECONDS = 30.0  # a request that nobody keeps and nobody hears ends after this
 CONNECTIONS = 64
 FULL_SHARE = 0.9  # of maxmemory
@@ -76,9 +78,9 @@ class Broker:
     async def _sweep(self) -> None:
         limits = [int(self.heartbeat_expiry * 1000), int(ORPHAN_SECONDS * 1000)]
         errors = [pack(error.to_map()) for error in (WaitedTooLong(), RanTooLong(), WorkerLost())]
-        for second in itertools.count():
+        for turn in itertools.count():
             try:
-                if second % 5 == 0:
+                if turn % 10 == 0:
                     memory = await self.redis.info("memory")
                     self.nearly_full = memory["used_memory"] > FULL_SHARE * memory["maxmemory"] > 0
                 pruned, returned, ended = await self.scripts.expire(args=[*limits, *errors])
@@ -87,10 +89,10 @@ class Broker:
                 if ended:
                     logger.info("%d requests ended by their limits", ended)
             except ResponseError as error:
-                logger.warning("Redis refuses the sweep: %s", error)
+                logger.log(logging.DEBUG if turn % 10 else logging.WARNING, "Redis refuses the sweep: %s", error)
             except (RedisError, OSError) as error:
                 logger.debug("no sweep: %s", error)
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     @property
     def heartbeat_expiry(self) -> float:
@@ -146,8 +148,11 @@ def connect(url: str) -> ArqRedis:
             del options["socket_keepalive"]
         pool = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=10, **options)
         return ArqRedis(pool, job_serializer=pack, job_deserializer=unpack)  # arq's own default is pickle
-    except ValueError as error:
-        raise SetupError(f"REDIS_URL is {url!r}, which is no address of a Redis server: {error}") from None
+    except ValueError:  # its words may quote a part of the password
+        raise SetupError(
+            f"REDIS_URL is {hide(url)!r}, which is no address of a Redis server. One is redis://HOST:PORT/0; a password's "
+            "special characters have to be percent-encoded."
+        ) from None
 
 
 async def keep_trying(call: Callable[[], Awaitable[T]]) -> T:

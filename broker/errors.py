@@ -25,6 +25,7 @@ raised where they are known and caught in two places: the web middleware (a page
     ├── RanTooLong                504  ran_too_long
     ├── WorkerLost                502  worker_lost          the request brought down its workers
     ├── EngineFailed              500  engine_failed
+    │   ├── StepFailed            500  engine_failed        a step of the model failed under several requests: each is tried again
     │   └── UpstreamFailed        502  upstream_failed      the server behind a remote model broke off or made no sense
     │       └── KeyRefused        502  upstream_auth        it refused our key, or the account has nothing left
     └── SetupError                 -   setup                a command cannot start: one sentence, exit code 2
@@ -150,6 +151,10 @@ class WorkerLost(FleetError):
 class EngineFailed(FleetError):
     code = "engine_failed"
     sentence = "The model failed while it was answering. Please try again; the worker's log has the cause."
+
+
+class StepFailed(EngineFailed):
+    """One of the requests in the step brought it down, and nobody knows which: all are tried again, see `release`."""
 
 
 class UpstreamFailed(EngineFailed):

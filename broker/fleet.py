@@ -2,7 +2,7 @@
 
 The embedded Valkey (unless REDIS_URL is set), a worker for each group of models, and the web app, each in a session of its own
 with its output in DATA/logs. A child that dies is started again after a growing pause, except a worker that says by
-exit code 2 that it never can. Stopping is web, workers, Valkey, in that order, within 5 seconds.
+exit code 2 that it never can, or by 0 that it has drained. Stopping is web, workers, Valkey, in that order, within 5 seconds.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from broker import embedded, registry
 from broker.config import Config
 from broker.connection import Broker, connect
 from broker.errors import FleetError, SetupError
+from broker.logs import hide
 from broker.registry import ModelState
 from broker.sources import ModelSource
 from broker.tasks import stop
@@ -50,12 +52,13 @@ class Child:
     env: dict[str, str]
     log: Path
     tell: Tell
+    drains: bool = False  # exit code 0 is what it was told to do
     running: asyncio.Event = field(default_factory=asyncio.Event)
     gave_up: asyncio.Event = field(default_factory=asyncio.Event)
     process: asyncio.subprocess.Process | None = None
 
     async def keep_running(self) -> None:
-        """Until cancelled, or until it has exited with CANNOT_START."""
+        """Until cancelled, or until it has exited with CANNOT_START, or has drained."""
         deaths = 0
         while True:
             began = time.monotonic()
@@ -63,6 +66,10 @@ class Child:
             assert self.process is not None
             code = await self.process.wait()
             if code == CANNOT_START:
+                self.gave_up.set()
+                return
+            if code == 0 and self.drains:
+                self.tell(f"{self.name} has drained, as it was told, and is not started again.")
                 self.gave_up.set()
                 return
             deaths = 0 if time.monotonic() - began > STEADY_SECONDS else deaths
@@ -100,9 +107,10 @@ class Child:
                 return
 
     def last_words(self) -> str:
-        """The last line of its log."""
+        """The last line of its log, as people read it."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
-        return lines[-1] if lines else ""
+        last = lines[-1] if lines else ""
+        return str(json.loads(last)["message"]) if last.startswith('{"time"') else last  # FLEETCHAT_LOG=json
 
 
 @dataclass
@@ -266,7 +274,7 @@ async def _check_redis(url: str) -> None:
         async with asyncio.timeout(5):
             await redis.ping()
     except (RedisError, OSError, TimeoutError) as error:
-        raise SetupError(f"There is no Redis at REDIS_URL={url}: {error or 'it does not answer'}.") from None
+        raise SetupError(f"There is no Redis at REDIS_URL={hide(url)}: {error or 'it does not answer'}.") from None
     finally:
         await redis.aclose(close_connection_pool=True)
 
@@ -277,7 +285,7 @@ def _worker(group: Group, config: Config, env: dict[str, str], logs: Path, tell:
     name, more = group[0].name, len(group) - 1
     log = logs / f"worker-{name.replace('/', '_')}{f'+{more}' if more else ''}.log"
     of = f"{name} and {more} more" if more else name
-    return Child(f"The worker of {of}", [sys.executable, "-m", "arq", "workers.Settings"], env, log, tell)
+    return Child(f"The worker of {of}", [sys.executable, "-m", "arq", "workers.Settings"], env, log, tell, drains=True)
 
 
 def _flat(groups: Sequence[Group]) -> list[ModelSource]:

@@ -20,8 +20,9 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     arq:retry:R          string   as request          arq                   arq          how often arq has started it
     turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is: owner → next turn, '' → now
     pace:MODEL           hash     1 day               end                   enqueue      mean seconds of an answer
+    counts:MODEL         hash     kept                enqueue end …         web, status  what happened so far: accepted, ended:stop … → how often
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
-    poisoned:{R}         string   7 days              expire                people       prompt of a request that crashed 3 workers
+    poisoned:{R}         hash     7 days              expire release end    people       what crashed 3 times or could not be read: why, prompt, job …
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
     conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, request
@@ -32,7 +33,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     channel              published by        heard by       what
     ───────────────────  ──────────────────  ─────────────  ─────────────────────────────────────────────
     stream:{R}           append end          readers        the frames, live
-    control:WORKER       cancel expire       that worker    "cancel" with a request id (msgpack)
+    control:WORKER       cancel expire …     that worker    "cancel" with a request id, or "drain" (msgpack)
     wake:MODEL           enqueue release …   its workers    there is work
     events               beat leave expire   web            models or workers changed
     events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
@@ -53,6 +54,7 @@ PATTERNS = {
     "retry": "arq:retry:%s",
     "turns": "turns:%s",
     "pace": "pace:%s",
+    "counts": "counts:%s",
     "live": "live:%s",
     "poisoned": "poisoned:{%s}",
     "swept": "swept",
@@ -91,6 +93,11 @@ def serving(model: str) -> str:
 def worker(worker_id: str) -> str:
     """What one worker says of itself."""
     return _name("worker", worker_id)
+
+
+def counts(model: str) -> str:
+    """What has happened to a model's requests since the fleet's first start."""
+    return _name("counts", model)
 
 
 def request(request_id: str) -> str:

@@ -17,8 +17,9 @@ from typing import Self
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from broker import metrics
 from broker.errors import RedisAway
 from broker.tasks import beside, happens
 
@@ -41,6 +42,8 @@ class Mailbox:
 
     def put(self, message: bytes) -> None:
         if len(self._messages) >= self._limit:
+            if self._limit > 1 and not self._gap:  # with one, only the latest is wanted
+                metrics.DROPPED.labels("behind").inc()
             self.miss()
         else:
             self._messages.append(message)
@@ -146,10 +149,11 @@ class Listener:
                         await connection.send_command("SUBSCRIBE", *self._channels)
                     await connection.send_command("PING")
                     while True:
-                        self._dispatch(await connection.read_response(disable_decoding=True))
+                        self._dispatch(await self._reply(connection))
                         pause = 0.05
             except LOST as error:
                 what = "subscription lost" if self.alive else "cannot reach Redis"
+                metrics.RECONNECTS.inc(self.alive)
                 logger.warning("%s, trying again: %s", what, error or "it does not answer")
             finally:
                 self._connection, self.alive = None, False
@@ -158,6 +162,15 @@ class Listener:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
+
+    async def _reply(self, connection: AbstractConnection) -> list[bytes] | bytes:
+        try:
+            reply: list[bytes] | bytes = await connection.read_response(disable_decoding=True)
+            return reply
+        except ResponseError as error:
+            if str(error).startswith("MISCONF"):
+                return b"PONG"  # a server whose disk is full refuses even PING, and still publishes
+            raise
 
     def _dispatch(self, reply: list[bytes] | bytes) -> None:
         match reply:

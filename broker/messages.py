@@ -186,7 +186,7 @@ class Frame:
 
     request_id: str
     seq: int
-    epoch: int  # how many workers have held the request so far
+    epoch: int  # how many workers have held the request so far; more after a restart of Redis, and never fewer
     text: str = ""
     kind: str = "text"  # text, reasoning or tool
     logprobs: Sequence[Mapping[str, Any]] | None = None  # of each token, see `workers.engine.TokenLogprob`

@@ -4,6 +4,7 @@ One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL
 the work; this module gives them their arguments and turns their answers into errors and dataclasses.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from typing import Any
 import msgpack
 from arq.jobs import serialize_job
 
-from broker import keys
+from broker import keys, metrics
 from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
 from broker.errors import Conflict, FleetError, NoSuchConversation, QueueFull, ShareUsed, StorageFull
 from broker.messages import ChatRequest, pack
 
+logger = logging.getLogger("fleetchat.queues")
+
 BEHIND = 1_000_000  # turns that a low-priority request stands behind
+LONGEST_RETRY = 60  # seconds that somebody is told to wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
         StorageFull, RedisAway
     """
     if broker.nearly_full:
+        metrics.REFUSED.labels("storage").inc()
         raise StorageFull
     config = broker.config
     job = serialize_job("chat", (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
@@ -71,8 +76,10 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
         )  # fmt: skip
     match status:
         case -1:
-            raise QueueFull(retry_after=await _retry_after(broker, request.model, float(details[0])))
+            metrics.REFUSED.labels("queue").inc()
+            raise QueueFull(retry_after=max(1, min(LONGEST_RETRY, math.ceil(float(details[0])))))
         case -2:
+            metrics.REFUSED.labels("user").inc()
             raise ShareUsed(
                 f"You have {details[0]} answers under way, which is all that one user may have. "
                 "Wait for one to finish, or stop one.",
@@ -83,13 +90,9 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
         case -4:
             raise Conflict
     before: int = details[0]
+    facts = {"request_id": request.request_id, "model": request.model, "before": before}
+    logger.info("request %s accepted for %s, %d before it", *facts.values(), extra=facts)
     return before
-
-
-async def _retry_after(broker: Broker, model: str, mean_seconds: float) -> int:
-    """Seconds until the queue should move on by one, as measured: 1 to 60."""
-    running: int = await broker.redis.zcard(keys.running(model))
-    return max(1, min(60, math.ceil(mean_seconds / max(1, running))))
 
 
 async def claim(
@@ -119,9 +122,14 @@ async def renew(broker: Broker, claims: Sequence[Claim]) -> list[str]:
     return [request_id.decode() for request_id in lost]
 
 
-async def release(broker: Broker, claim: Claim) -> bool:
-    """Hand a request back to its queue, at its old place; that counts as no crash."""
-    return bool(await broker.scripts.release(args=[claim.request_id, claim.token]))
+async def release(broker: Broker, claim: Claim, crash: FleetError | None = None) -> bool:
+    """Hand a request back to its queue, at its old place.
+
+    Args:
+        crash: the engine's step failed with it; at the third one the request ends with this error.
+    """
+    error = "" if crash is None else pack(crash.to_map())
+    return bool(await broker.scripts.release(args=[claim.request_id, claim.token, error]))
 
 
 async def cancel(broker: Broker, request_id: str, owner: str, reason: str = "cancelled") -> bool:
@@ -130,9 +138,9 @@ async def cancel(broker: Broker, request_id: str, owner: str, reason: str = "can
         return bool(await broker.scripts.cancel(args=[request_id, owner, reason]) == 1)
 
 
-async def end(broker: Broker, claim: Claim, error: FleetError) -> bool:
-    """End a request with an error unless it has ended."""
-    return bool(await broker.scripts.end(args=[claim.request_id, claim.token, pack(error.to_map())]))
+async def end(broker: Broker, claim: Claim, error: FleetError, *, inspect: bool = False) -> bool:
+    """End a request with an error unless it has ended; `inspect` keeps what was in it under poisoned:{R}."""
+    return bool(await broker.scripts.end(args=[claim.request_id, claim.token, pack(error.to_map()), int(inspect)]))
 
 
 async def places(broker: Broker, requests: Sequence[tuple[str, str]]) -> list[int | None]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from broker import keys
+from broker import keys, metrics
 from broker.connection import Broker, redis_errors
 from broker.errors import NoSuchModel, NoWorker
-from broker.messages import ModelCard
+from broker.messages import ModelCard, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,11 @@ async def find(broker: Broker, model: str) -> ModelCard:
             pipe.zcard(keys.serving(model))
             encoded, workers = await pipe.execute()
     if encoded is None:
+        metrics.REFUSED.labels("unserved").inc()
         raise NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
     card = ModelCard.decode(encoded)
     if not workers or card.state == "failed":
+        metrics.REFUSED.labels("unserved").inc()
         if card.state == "failed":
             raise NoWorker(f"{model} cannot be served: {card.why}")
         raise NoWorker(f"No worker serves {model} right now. Pick another model, or start a worker for it.")
@@ -127,3 +129,23 @@ async def models(broker: Broker) -> list[ModelState]:
     return sorted(
         found, key=lambda m: (("ready", "loading", "failed", "gone").index(m.state), m.card.rank, m.card.name.lower())
     )
+
+
+async def counts(broker: Broker) -> dict[str, dict[str, int]]:
+    """What the scripts have counted since the fleet's first start, by model; `metrics.COUNTED` says what the words mean."""
+    async with redis_errors():
+        names = sorted(name.decode() for name in await broker.redis.hkeys(keys.MODELS))
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(keys.counts(name))
+            found = await pipe.execute()
+    return {
+        name: {what.decode(): int(number) for what, number in fields.items()}
+        for name, fields in zip(names, found, strict=True)
+    }
+
+
+async def drain(broker: Broker, worker_id: str) -> bool:
+    """Tell a worker to finish what it writes, or hand it over, and to end; False if it did not hear it."""
+    async with redis_errors():
+        return bool(await broker.redis.publish(keys.control(worker_id), pack({"type": "drain"})))

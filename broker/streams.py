@@ -105,19 +105,25 @@ class Reader:
         return []
 
     async def _read_list(self) -> list[bytes]:
+        since = max(0, self.next - 1)  # with the last one that we have, to see whether it is still that one
+        frames = keys.frames(self.request_id)
         try:
             async with self._broker.redis.pipeline(transaction=False) as pipe:
-                pipe.lrange(keys.frames(self.request_id), self.next, self.next + READ_FRAMES - 1)
-                pipe.hget(keys.request(self.request_id), "epoch")
-                encoded, epoch = await pipe.execute()
+                pipe.lrange(frames, since, since + READ_FRAMES)
+                pipe.exists(keys.request(self.request_id))
+                encoded, known = await pipe.execute()
+            epoch = unpack(encoded[0])["epoch"] if encoded else 0
+            lost = self.next > 0 and (not encoded or epoch > self._epoch > 0)
+            if lost:  # Redis came back without what we have: what was written in its place has a higher epoch
+                encoded = await self._broker.redis.lrange(frames, 0, -1)
         except (RedisError, OSError):
             await self._mailbox.take(1.0)  # Redis is away; a renewed subscription ends the wait early
             return []
-        if not encoded and epoch is None:
+        if not encoded and not known:
             raise WorkerLost("The answer is no longer there: it is too old, or the server lost it in a restart.")
-        self._behind = len(encoded) == READ_FRAMES
-        if not encoded:
-            self._epoch = max(self._epoch, int(epoch))  # older frames that are still under way are not news
+        self._behind = not lost and len(encoded) > READ_FRAMES
+        if self.next and not lost:
+            self._epoch = max(self._epoch, epoch)  # older frames that are still under way are not news
         return list(encoded)
 
     def _accept(self, messages: list[bytes]) -> list[Received]:

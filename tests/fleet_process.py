@@ -20,7 +20,9 @@ def environment(url: str, **settings: object) -> dict[str, str]:
 @contextmanager
 def process(command: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process while the block runs, its output in `log`; killed if it has not ended by itself."""
-    with open(log, "ab") as output, subprocess.Popen(command, env=env, stdout=output, stderr=output) as running:
+    with open(log, "ab") as output:
+        started = subprocess.Popen(command, env=env, stdout=output, stderr=output)
+    with started as running:
         try:
             yield running
         finally:

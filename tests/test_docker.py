@@ -61,6 +61,8 @@ async def test_a_worker_and_a_web_app_need_no_more_than_their_users_may(broker, 
                     stopped = await page.next()
                     await page.send(type="stop", request_id=stopped["request_id"])
                     assert (await page.answer())[1]["reason"] == "cancelled"
+                    async with browser.get("/metrics") as response:
+                        assert 'fleet_accepted_total{model_name="echo"} 2.0' in await response.text()
                     async with browser.delete(f"/conversations/{accepted['conversation']}") as response:
                         assert response.status == 204
                     async with browser.get("/conversations") as response:
@@ -105,8 +107,11 @@ async def test_a_script_does_not_get_round_the_users_keys(broker, users):
     await broker.redis.execute_command("ACL", "LOG", "RESET")
 
 
-async def test_a_command_line_user_can_ask(broker, users, worker_in):
-    async with worker_in():
+async def test_a_command_line_user_can_ask_and_drain(broker, users, worker_in):
+    async with worker_in() as worker:
         config = replace(broker.config, redis_url=users["web"])
         async with Broker.open(config) as opened:
             assert (await chat.answer(opened, request("hello", model="echo", keep=False))).text == "hello"
+            assert (await registry.counts(opened))["echo"]["ended:stop"] == 1
+            assert await registry.drain(opened, worker.ctx["worker_id"])
+            await eventually(lambda: worker.draining)

@@ -22,12 +22,15 @@ class Page:
 
     async def next(self, kind: str | None = None) -> dict[str, Any]:
         """The next map of a type; `frame` for what has none; None skips only models, events and places."""
+        return await self.next_of(*([kind] if kind else ["frame", "accepted", "error"]))
+
+    async def next_of(self, *kinds: str) -> dict[str, Any]:
+        """The next map of one of these types."""
         async with asyncio.timeout(8):
             while True:
                 while self._maps:
                     one = self._maps.popleft()
-                    found = one.get("type", "frame")
-                    if found == kind or (kind is None and found not in ("models", "event", "place", "state")):
+                    if one.get("type", "frame") in kinds:
                         return one
                 received = await self.ws.receive()
                 assert received.type is aiohttp.WSMsgType.BINARY, received

@@ -19,9 +19,9 @@ UNUSABLE = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. A setting or address that cannot be used: one sentence, exit code 2."""
-    logs.configure()
     try:
         config = Config.from_env()
+        logs.configure(config.log)
         logger.info("listening on http://%s:%d", config.host, config.port)
         web.run_app(
             create_app(config), host=config.host, port=config.port, print=None, access_log=None, shutdown_timeout=1.0
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _complain(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
+    print(logs.hide(sentence), file=sys.stderr)
     return 2
 
 

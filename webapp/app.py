@@ -37,6 +37,7 @@ def create_app(config: Config) -> web.Application:
             yield
 
     app.cleanup_ctx.append(connected)
+    app.cleanup_ctx.append(sockets.watched)
     app.on_shutdown.append(sockets.close_all)
     app.add_routes(
         [
@@ -49,6 +50,7 @@ def create_app(config: Config) -> web.Application:
             web.patch("/conversations/{conversation}", chat.rename_conversation, name="conversation-rename"),
             web.delete("/conversations/{conversation}", chat.delete_conversation, name="conversation-delete"),
             web.get("/livez", health.livez, name="livez"),
+            web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),
             web.get("/static/{version}/{path:.+}", statics.serve, name="static"),
         ]

@@ -7,12 +7,13 @@ fill, join into one message, and beyond their bound are read again from Redis.
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, suppress
-from weakref import WeakSet
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from broker import keys
+from broker import keys, metrics
 from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, Overloaded
 from broker.messages import pack, unpack
@@ -29,23 +30,24 @@ logger = logging.getLogger("fleetchat.socket")
 
 STREAMS = 64  # that one socket may follow at once
 HEARTBEAT_SECONDS = 20.0
-
-
-class OpenSockets(WeakSet[web.WebSocketResponse]):
-    """What has to be closed when the app stops."""
-
-
-OPEN = web.AppKey("open_sockets", OpenSockets)
+STUCK_SECONDS = 20.0  # a peer that has taken nothing of what waits for it for so long is given up
+FAREWELL_SECONDS = 0.5  # for the last words to all, when the app stops
 
 
 class Socket:
     """A page's connection."""
 
-    def __init__(self, ws: web.WebSocketResponse, broker: Broker, live: Live, owner: str) -> None:
+    def __init__(
+        self, ws: web.WebSocketResponse, transport: asyncio.WriteTransport, broker: Broker, live: Live, owner: str
+    ) -> None:
         self.broker = broker
         self.live = live
         self.owner = owner
         self._ws = ws
+        self._transport = transport
+        self._turn = asyncio.Lock()
+        self._left = 0  # bytes that waited for the peer when `check` last looked
+        self._moved = 0.0  # when it last took some, or a new message went out
         self._news: dict[str, bytes] = {}
         self._teller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,9 +64,35 @@ class Socket:
             await self.send(b"".join(waiting.values()))
 
     async def send(self, message: bytes) -> None:
-        """Send one message; waits while the peer reads slowly, and does nothing once it has gone."""
-        with suppress(ConnectionError):
-            await self._ws.send_bytes(message)
+        """Send one message; waits while the peer reads slowly, and does nothing once it has gone.
+
+        One at a time: so many streams as one page may follow do not each put a message into the buffer.
+        """
+        async with self._turn:
+            self._moved = time.monotonic()
+            with suppress(ConnectionError):
+                await self._ws.send_bytes(message)
+
+    def check(self, now: float) -> None:
+        """Give the peer up if it is stuck; to be called about once a second."""
+        if not self._turn.locked():
+            return  # nothing waits
+        left, before = self._transport.get_write_buffer_size(), self._left
+        self._left = left
+        if left < before:
+            self._moved = now
+        if now - self._moved > STUCK_SECONDS:
+            logger.info("a page has read nothing for %g s, its connection is cut", STUCK_SECONDS)
+            metrics.DROPPED.labels("stuck").inc()
+            self.cut()
+
+    def cut(self) -> None:
+        """End the connection now, whatever still waits to be sent: to close it would wait for that, perhaps for ever."""
+        self._transport.abort()
+
+    async def say_goodbye(self) -> None:
+        """Tell the page to come back later, and perhaps elsewhere."""
+        await self._ws.close(code=WSCloseCode.GOING_AWAY, message=b"restart")
 
     async def relay(self, reader: Reader) -> None:
         """The frames, as they were published, until the last one."""
@@ -117,13 +145,18 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     ws = web.WebSocketResponse(max_msg_size=limit, compress=False, heartbeat=HEARTBEAT_SECONDS)
     owner = await request.app[SESSIONS].remember(request, ws)
     await ws.prepare(request)
-    request.app[OPEN].add(ws)
-    socket = Socket(ws, broker, live, owner)
+    if request.transport is None:
+        return ws  # it has gone again
+    socket = Socket(ws, request.transport, broker, live, owner)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(socket.close)
+        stack.enter_context(request.app[OPEN].open(socket))
         await stack.enter_async_context(beside(socket.events()))
         stack.enter_context(live.viewing(socket))
         await _receive(ws, socket)
+    if isinstance(ws.exception(), TimeoutError):  # no answer to a ping
+        metrics.DROPPED.labels("silent").inc()
+        socket.cut()
     return ws
 
 
@@ -145,8 +178,49 @@ async def _receive(ws: web.WebSocketResponse, socket: Socket) -> None:
         await socket.take(incoming)
 
 
+class OpenSockets:
+    """All of this process: looked after while it runs, and closed when it stops."""
+
+    def __init__(self) -> None:
+        self._sockets: set[Socket] = set()
+
+    @contextmanager
+    def open(self, socket: Socket) -> Iterator[None]:
+        """It is one of them while the block runs."""
+        self._sockets.add(socket)
+        try:
+            yield
+        finally:
+            self._sockets.discard(socket)
+
+    async def watch(self) -> None:
+        """Give up those that are stuck, until cancelled."""
+        while True:
+            await asyncio.sleep(min(1.0, STUCK_SECONDS / 4))
+            now = time.monotonic()
+            for socket in list(self._sockets):
+                socket.check(now)
+
+    async def close(self) -> None:
+        """Say goodbye to all; who does not hear it in time is cut off."""
+        sockets = list(self._sockets)
+        goodbyes = [asyncio.create_task(socket.say_goodbye()) for socket in sockets]
+        if goodbyes:
+            await asyncio.wait(goodbyes, timeout=FAREWELL_SECONDS)
+        for socket in sockets:
+            socket.cut()
+        await stop(*goodbyes)
+
+
+OPEN = web.AppKey("open_sockets", OpenSockets)
+
+
+async def watched(app: web.Application) -> AsyncIterator[None]:
+    """For `cleanup_ctx`."""
+    async with beside(app[OPEN].watch()):
+        yield
+
+
 async def close_all(app: web.Application) -> None:
-    """On shutdown: tell every page to come back later, and perhaps elsewhere."""
-    sockets: OpenSockets = app[OPEN]
-    closings = [ws.close(code=WSCloseCode.GOING_AWAY, message=b"restart") for ws in sockets]
-    await asyncio.gather(*closings, return_exceptions=True)
+    """For `on_shutdown`."""
+    await app[OPEN].close()

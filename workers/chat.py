@@ -8,17 +8,20 @@ import logging
 import time
 from array import array
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from broker import keys
-from broker.connection import Broker
-from broker.errors import EngineFailed, FleetError, WorkerLost
+from broker import keys, metrics, queues
+from broker.connection import Broker, keep_trying
+from broker.errors import BadRequest, EngineFailed, FleetError, StepFailed, WorkerLost
 from broker.messages import ChatRequest
 from broker.queues import Claim
 from workers.engine import Engine
 from workers.publisher import Outgoing, Publisher
 
 logger = logging.getLogger("fleetchat.chat")
+
+ABORT = "abort"  # as vLLM calls what did not end by itself: it was stopped, or goes on elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +34,71 @@ class Earlier:
 
 
 async def chat(ctx: dict[str, Any], request_id: str) -> None:
-    """arq's job. `ctx` has the broker, the engine, the publisher and this worker's claims."""
+    """arq's job. `ctx` has the broker, the engine, the publisher, and this worker's id and claims."""
     broker: Broker = ctx["broker"]
     claim: Claim = ctx["claims"][request_id]
     begun = time.monotonic() - claim.waited
     encoded, earlier = await _load(broker, claim)
     if encoded is None:
         return  # it was stopped between the claim and here
+    try:
+        request = ChatRequest.decode(encoded)
+    except BadRequest as error:
+        await keep_trying(partial(queues.end, broker, claim, error, inspect=True))
+        return
     publisher: Publisher = ctx["publisher"]
     outgoing = Outgoing(publisher, claim, earlier.frames, len(earlier.ids))
 
-    def end(reason: str, error: FleetError | None = None) -> dict[str, Any]:
+    def timings() -> dict[str, Any]:
         first = earlier.first if earlier.first is not None or outgoing.first is None else outgoing.first - begun
+        return {"waited": claim.waited, "first": first, "total": time.monotonic() - begun}
+
+    async def end(reason: str, error: FleetError | None = None) -> str:
         last: dict[str, Any] = {
             "reason": reason,
             "usage": {"prompt_tokens": outgoing.prompt_tokens or 0, "completion_tokens": outgoing.tokens},
-            "timings": {"waited": claim.waited, "first": first, "total": time.monotonic() - begun},
+            "timings": timings(),
         }
-        return last if error is None else last | {"error": error.to_map()}
+        await outgoing.end(last if error is None else last | {"error": error.to_map()})
+        return ABORT if outgoing.lost else reason
 
+    outcome = ABORT
     try:
-        finish = await _write(ctx["engine"], ChatRequest.decode(encoded), earlier, outgoing)
+        finish = await _write(ctx["engine"], request, earlier, outgoing)
+    except StepFailed as error:
+        outgoing.give_back()
+        await keep_trying(partial(queues.release, broker, claim, error))
+        metrics.REQUEUED.labels(claim.model).inc()
     except FleetError as error:
-        await outgoing.end(end("error", error))
+        outcome = await end("error", error)
     except Exception:
-        logger.exception("request %s failed", request_id)
-        await outgoing.end(end("error", EngineFailed()))
+        logger.exception("request %s failed", request_id, extra={"request_id": request_id})
+        outcome = await end("error", EngineFailed())
     else:
-        await outgoing.end(end(finish))
+        outcome = await end(finish)
+    finally:
+        _note(ctx["worker_id"], claim, outgoing, outcome, timings())
+
+
+def _note(worker_id: str, claim: Claim, outgoing: Outgoing, outcome: str, timings: dict[str, Any]) -> None:
+    """An answer has left this worker: the line in its log, and the metrics."""
+    facts = {
+        "request_id": claim.request_id,
+        "model": claim.model,
+        "outcome": outcome,
+        "prompt_tokens": outgoing.prompt_tokens or 0,
+        "tokens": outgoing.tokens,
+        "epoch": claim.epoch,
+    } | {name: seconds and round(seconds, 4) for name, seconds in timings.items()}
+    text = "request %s of %s: %s, %d tokens in, %d out, epoch %d, waited %s s, first %s s, total %s s"
+    logger.info(text, *facts.values(), extra=facts | {"worker": worker_id})
+    metrics.ENDED.labels(claim.model, outcome).inc()
+    if outcome != ABORT:
+        metrics.WHOLE.labels(claim.model).observe(timings["total"])
+    if claim.epoch == 1:
+        metrics.PROMPT_TOKENS.labels(claim.model).inc(outgoing.prompt_tokens or 0)
+        if outgoing.first is not None:
+            metrics.FIRST_TOKEN.labels(claim.model).observe(timings["first"])
 
 
 async def _write(engine: Engine, request: ChatRequest, earlier: Earlier, outgoing: Outgoing) -> str:
@@ -73,7 +113,7 @@ async def _write(engine: Engine, request: ChatRequest, earlier: Earlier, outgoin
                 outgoing.add(piece)
             outgoing.prompt_tokens = pieces.prompt_tokens  # a server behind may count late, and by itself
             if pieces.completion_tokens is not None:
-                outgoing.tokens = pieces.completion_tokens
+                outgoing.count(pieces.completion_tokens)
             if piece.finish:
                 return piece.finish
     raise EngineFailed("The model ended without saying why. Please try again.")

@@ -3,11 +3,13 @@
 What stays arq's: the settings, running a job with its limits and log lines, signals as the way to stop. What is
 ours: a job is picked up when a wake message comes and not at the next poll (the poll stays as safety net); the claim
 takes it out of the queue under a lease, from any of this worker's queues; finish and failure go through the scripts
-that end a request, whichever way arq takes. A lost Redis is waited for, and no job can end the process.
+that end a request, whichever way arq takes; `arq --check` also fails when the engine is dead or silent. A lost Redis is waited for, and no job can end the process.
 """
 
 import asyncio
 import logging
+import math
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,12 +19,13 @@ from typing import Any
 from arq.worker import Worker
 from redis.exceptions import RedisError, ResponseError
 
-from broker import queues
+from broker import logs, metrics, queues
 from broker.connection import Broker, keep_trying
 from broker.errors import BadRequest, FleetError, SetupError
 from broker.queues import Claim
 from broker.tasks import happens, stop
 from workers import lifecycle
+from workers.health import Pulse
 
 logger = logging.getLogger("fleetchat.worker")
 
@@ -37,12 +40,15 @@ class FleetWorker(Worker):
         self.broker: Broker  # once `main` runs
         self.claims: dict[str, Claim] = {}
         self.models: Sequence[str] = ()
+        self.pulse: Pulse | None = None  # once the engine is there
         self.draining = False
+        self._free_since = math.inf  # time.monotonic(); without a break until now
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
 
     def run(self) -> None:
         """Serve until a signal; SetupError is one sentence and exit code 2, a broken engine exit code 1."""
+        logs.configure(self.ctx["config"].log)  # again, for arq's command has given its own logger a handler
         try:
             self.loop.run_until_complete(self.main())
         except SetupError as error:
@@ -53,12 +59,16 @@ class FleetWorker(Worker):
             raise SystemExit(1) from None
         finally:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        if self.pulse is None:  # told to stop while it loaded
+            logging.shutdown()  # the loading thread may be in torch's code, where Python's own end would abort the process
+            os._exit(0)
 
     async def main(self) -> None:
         """Load, serve, drain."""
         async with lifecycle.serving(self) as broker:
             self.broker = broker
             self._pool = broker.redis
+            self._free_since = time.monotonic()
             while not self._stop.is_set():
                 try:
                     await self._poll_iteration()
@@ -69,6 +79,11 @@ class FleetWorker(Worker):
                 self._wake.clear()
             await self._drain()
 
+    async def record_health(self) -> None:
+        """arq's, but not while the engine is dead or silent: after 6 s `arq --check` fails."""
+        if self.pulse is None or not self.pulse.trouble:
+            await super().record_health()
+
     def wake(self) -> None:
         """Look for work now."""
         self._wake.set()
@@ -77,13 +92,22 @@ class FleetWorker(Worker):
         free = self.max_jobs - len(self.tasks)
         if free <= 0 or any(claim.crashes >= 2 for claim in self.claims.values()):
             return  # a request that brought down two workers runs alone
+        if not self.ctx["engine"].alive:
+            return  # what it would take comes to nothing here; the process is about to end
         models = list(self.models)
         self.models = models[1:] + models[:1]  # no model of this worker is always served last
         claims = await queues.claim(
             self.broker, self.ctx["worker_id"], secrets.token_hex(8), free, models, list(self.claims)
         )
+        now = time.monotonic()
         for claim in claims:
+            if claim.epoch == 1:
+                metrics.QUEUED.labels(claim.model).observe(claim.waited)
+                if claim.waited <= now - self._free_since:
+                    metrics.PICKUP.labels(claim.model).observe(claim.waited)
             self._start(claim)
+        if len(self.tasks) >= self.max_jobs:
+            self._free_since = math.inf
 
     def _start(self, claim: Claim) -> None:
         self.claims[claim.request_id] = claim
@@ -94,6 +118,7 @@ class FleetWorker(Worker):
     def _done(self, request_id: str) -> None:
         self.claims.pop(request_id, None)
         del self.tasks[request_id]
+        self._free_since = min(self._free_since, time.monotonic())
         self.aborting_tasks.discard(request_id)
         self._wake.set()
 
@@ -103,22 +128,23 @@ class FleetWorker(Worker):
             await self.run_job(claim.request_id, int((time.time() - claim.waited) * 1000))
         except Exception:
             logger.exception("job %s broke", claim.request_id)
-            await self._end(claim.request_id, FleetError())
+            await self._end(claim.request_id, FleetError(), inspect=True)
 
     async def finish_job(self, job_id: str, finish: bool, *args: Any, **kwargs: Any) -> None:
         """The job returned, failed or was stopped (finish), or it is to be run again, elsewhere."""
         if finish:
-            await self._end(job_id, FleetError())  # nothing happens if the job has written its last frame
+            await self._end(job_id, FleetError(), inspect=True)  # nothing happens if it has written its last frame
         elif claim := self.claims.get(job_id):
             await self._insist(lambda: queues.release(self.broker, claim))
+            metrics.REQUEUED.labels(claim.model).inc()
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
         """arq could not start the job: expired, not msgpack, or an unknown function."""
-        await self._end(job_id, BadRequest("The queued job could not be read, so it was given up."))
+        await self._end(job_id, BadRequest("The queued job could not be read, so it was given up."), inspect=True)
 
-    async def _end(self, request_id: str, error: FleetError) -> None:
+    async def _end(self, request_id: str, error: FleetError, *, inspect: bool = False) -> None:
         if claim := self.claims.get(request_id):
-            await self._insist(lambda: queues.end(self.broker, claim, error))
+            await self._insist(lambda: queues.end(self.broker, claim, error, inspect=inspect))
 
     async def _insist(self, call: Callable[[], Awaitable[bool]]) -> None:
         try:
@@ -135,10 +161,14 @@ class FleetWorker(Worker):
 
     def handle_sig(self, signum: Signals) -> None:
         """SIGTERM and SIGINT: drain. A second one: hand over at once."""
-        logger.info("%s: draining", Signals(signum).name)
         if self.draining:
             for task in self.tasks.values():
                 task.cancel()
+        self.drain(Signals(signum).name)
+
+    def drain(self, why: str) -> None:
+        """Take nothing new, finish what is written or hand it over, and end."""
+        logger.info("draining: %s", why)
         self.draining = True
         self._stop.set()
         self._wake.set()

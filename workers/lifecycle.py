@@ -1,6 +1,6 @@
 """A worker from its start to its end: load its models, tell the registry, keep the leases, hear orders, leave.
 
-`serving` is entered once by the worker. Inside, the models are loaded and the worker registered; its heartbeat, its
+`serving` is entered once by the worker. Inside, its health is served (workers/health.py), the models are loaded and the worker registered; its heartbeat, its
 leases, its orders and its publisher run as tasks beside it. If one of them, or the engine, fails, the block is
 cancelled and the process ends with an exit code that says so.
 """
@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -25,8 +24,9 @@ from broker.connection import HEARTBEAT_SECONDS, Broker, keep_trying
 from broker.errors import ModelUnusable
 from broker.messages import ModelCard, unpack
 from broker.tasks import beside
-from workers import cards
+from workers import cards, health
 from workers.engine import Engine, EngineOptions, open_engine
+from workers.health import Pulse
 from workers.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -49,13 +49,24 @@ class Presence:
         self.cards = cards  # all of one state
         self.engine: Engine | None = None
         self.publisher = Publisher(broker, worker.stop_job)
-        self._broker = broker
-        self._worker = worker
+        self.pulse: Pulse | None = None
+        self.metrics = ""  # where they are
+        self.broker = broker
+        self.worker = worker
         self._order = asyncio.Lock()  # a heartbeat that was under way must not undo a leaving
 
     @property
     def names(self) -> list[str]:
         return [card.name for card in self.cards]
+
+    @property
+    def state(self) -> str:
+        """loading, ready, failed, or draining."""
+        return "draining" if self.worker.draining else self.cards[0].state
+
+    def forget_engine(self) -> None:
+        """It is about to be closed."""
+        self.engine = self.pulse = None
 
     def change(self, **fields: Any) -> None:
         """Set fields of all cards; the next heartbeat brings them."""
@@ -67,33 +78,33 @@ class Presence:
             await self._beat()
 
     async def _beat(self) -> None:
-        draining, engine = self._worker.draining, self.engine
+        draining, engine = self.worker.draining, self.engine
         fields = {
             "models": "" if draining else " ".join(self.names),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": engine.device if engine else "",
             "dtype": engine.dtype if engine else "",
-            "slots": self._worker.max_jobs,
-            "busy": len(self._worker.claims),
+            "slots": self.worker.max_jobs,
+            "busy": len(self.worker.claims),
             "progress": self.cards[0].progress,
             "tokens_per_s": f"{self.publisher.tokens_per_s():.1f}",
             "version": version("fleetchat"),
+            "metrics": self.metrics,
         }
-        state = "draining" if draining else self.cards[0].state
-        await registry.beat(self._broker, self.worker_id, state, fields, [] if draining else self.cards)
+        await registry.beat(self.broker, self.worker_id, self.state, fields, [] if draining else self.cards)
 
     async def beat_for_ever(self) -> None:
         while True:
             with contextlib.suppress(RedisError, OSError):
                 await self.beat()
-            await asyncio.sleep(min(HEARTBEAT_SECONDS, self._broker.config.lease_seconds / 4))
+            await asyncio.sleep(min(HEARTBEAT_SECONDS, self.broker.config.lease_seconds / 4))
 
     async def leave(self) -> None:
         """Out of the registry, at once; if Redis is away the silence says the same."""
         async with self._order:
             with contextlib.suppress(RedisError, OSError):
-                await registry.leave(self._broker, self.worker_id, self.names)
+                await registry.leave(self.broker, self.worker_id, self.names)
 
 
 @asynccontextmanager
@@ -101,6 +112,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
     """Everything that a worker needs while it serves.
 
     Raises:
+        SetupError: the metrics' address cannot be used.
         ModelUnusable: the models cannot be served; their cards say why, also after this worker is gone.
         EngineStopped: the engine died, or made no step for FLEETCHAT_STALL_SECONDS with work to do.
     """
@@ -108,9 +120,13 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker.open(config))
         presence = Presence(broker, worker, tuple(map(cards.describe, models)))
+        presence.metrics = await stack.enter_async_context(health.serving(config.metrics, presence))
         stack.push_async_callback(presence.leave)
-        await stack.enter_async_context(beside(presence.beat_for_ever()))
-        logger.info("%s loads %s", presence.worker_id, ", ".join(map(str, models)))
+        await stack.enter_async_context(
+            beside(presence.beat_for_ever(), _hear_orders(broker, worker, presence.worker_id))
+        )
+        named = {"worker": presence.worker_id}
+        logger.info("%s loads %s", presence.worker_id, ", ".join(map(str, models)), extra=named)
         options = EngineOptions(
             tuple(map(cards.resolve, models)),
             config.slots,
@@ -133,7 +149,9 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             yield broker  # told to stop while loading: the worker's loop has nothing to do
             return
         stack.push_async_callback(engine.close)
+        stack.callback(presence.forget_engine)  # before it is closed, so that nobody is told of a dead one
         presence.engine = engine
+        presence.pulse = worker.pulse = Pulse(engine, config.stall_seconds)
         presence.cards = cards.ready(presence.cards, engine.cards)
         worker.max_jobs = engine.slots
         worker.ctx |= {
@@ -146,17 +164,16 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         await stack.enter_async_context(
             beside(
                 presence.publisher.run(),
-                _hear_orders(broker, worker, presence.worker_id),
                 *(_hear_wakes(broker, worker, name) for name in presence.names),
                 _keep_leases(broker, worker),
                 _leave_when_draining(worker, presence),
-                _watch(worker, engine),
+                _watch(worker, engine, worker.pulse),
             )
         )
         await _unless_stopped(worker, keep_trying(presence.beat))  # Redis may come later than its workers
         worker.models = presence.names
         served = ", ".join(f"{c.name} ({c.context or 'unknown'} tokens of context)" for c in presence.cards)
-        logger.info("%s serves %s with %d slots", presence.worker_id, served, engine.slots)
+        logger.info("%s serves %s with %d slots", presence.worker_id, served, engine.slots, extra=named)
         yield broker
 
 
@@ -176,8 +193,11 @@ async def _hear_orders(broker: Broker, worker: "FleetWorker", worker_id: str) ->
         while True:
             orders, _ = await mailbox.take()  # what a gap swallowed, the next renewal of the leases finds out
             for order in map(unpack, orders):
-                if order.get("type") == "cancel":
-                    worker.stop_job(order["request_id"])
+                match order.get("type"):
+                    case "cancel":
+                        worker.stop_job(order["request_id"])
+                    case "drain":
+                        worker.drain("it was told to")
 
 
 async def _hear_wakes(broker: Broker, worker: "FleetWorker", model: str) -> None:
@@ -203,15 +223,12 @@ async def _leave_when_draining(worker: "FleetWorker", presence: Presence) -> Non
         await presence.beat()  # alive until its answers are written or handed over
 
 
-async def _watch(worker: "FleetWorker", engine: Engine) -> None:
+async def _watch(worker: "FleetWorker", engine: Engine, pulse: Pulse) -> None:
     """Raises EngineStopped when the engine is dead or hung."""
     stall = worker.ctx["config"].stall_seconds
-    steps, moved = engine.steps, time.monotonic()
     while True:
         await asyncio.sleep(min(1.0, stall / 4))
-        if engine.steps != steps or not engine.busy:
-            steps, moved = engine.steps, time.monotonic()
-        silent = time.monotonic() - moved > stall
+        silent = pulse.look() > stall
         if silent or not engine.alive:
             worker.claims.clear()  # their leases run out, and other workers take them
             raise EngineStopped(f"no step for {stall:g} s with work to do" if silent else "its thread has died")

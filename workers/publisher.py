@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from broker import streams
+from broker import metrics, streams
 from broker.connection import Broker, keep_trying
 from broker.messages import Frame
 from broker.queues import Claim
@@ -45,23 +45,39 @@ class Outgoing:
         self._written: list[Written] = []  # kept, in case Redis comes back without its last second
         self._unsent = 0  # index into _written
         self._pieces: list[Piece] = []  # of the next frame
+        self._latest = 0.0  # time.monotonic() of the latest piece
+        self._decode = metrics.decode(claim.model)
 
     def add(self, piece: Piece) -> None:
         """Queue a piece; it is merged with those before it that have not left yet."""
         if self._pieces and not (self._publisher.merges and _go_together(self._pieces[-1], piece)):
             self._seal()
         self._pieces.append(piece)
-        self.tokens += len(piece.token_ids)
-        first = self.first is None
+        known, now = len(piece.token_ids), time.monotonic()
+        count, first = known or 1, self.first is None
+        self.tokens += known
+        self._decode.tokens += known
         if first:
-            self.first = time.monotonic()
-        self._publisher.push(self, urgent=first, tokens=len(piece.token_ids) or 1)
+            self.first = now
+        elif known or not piece.finish:
+            self._decode.gap(count, now - self._latest)
+        self._latest = now
+        self._publisher.push(self, urgent=first, tokens=count)
+
+    def count(self, tokens: int) -> None:
+        """What the server behind an engine says that the answer has so far; such pieces have no token ids."""
+        self._decode.tokens += max(0, tokens - self.tokens)
+        self.tokens = tokens
 
     async def end(self, end: Mapping[str, Any]) -> None:
         """Write the last frame, and return when Redis has it or has refused it."""
         self._seal(end)
         self._publisher.push(self, urgent=True)
         await self.ended.wait()
+
+    def give_back(self) -> None:
+        """The request goes back to its queue: what has not left yet will be said again, perhaps by this same worker."""
+        self.lost = True
 
     def _seal(self, end: Mapping[str, Any] | None = None) -> None:
         pieces, claim = self._pieces, self.claim
@@ -95,6 +111,7 @@ class Outgoing:
     def answered(self, written: Written, result: int) -> None:
         """What Redis said to a frame."""
         if result in (streams.FENCED, streams.ENDED):
+            metrics.FENCED.labels(self.claim.model).inc(result == streams.FENCED)
             self._publisher.lose(self, hand_over=False)
         elif result <= streams.GAP:
             has = streams.GAP - result

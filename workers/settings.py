@@ -25,12 +25,11 @@ MAX_TRIES = 1000  # starts, hand-overs included; crashes are counted apart, by t
 
 def make_settings(config: Config | None = None) -> type:
     """arq's settings class for a model worker. A setting that cannot be read ends the process with exit code 2."""
-    logs.configure()
     try:
         config = config or Config.from_env()
         models = sources.for_worker(config.model, config.models_file)
     except SetupError as error:
-        print(error, file=sys.stderr)
+        print(logs.hide(str(error)), file=sys.stderr)
         sys.exit(2)
     FleetWorker.__signature__ = STOCK_SIGNATURE  # type: ignore[attr-defined]
     arq.worker.Worker = FleetWorker  # type: ignore[misc]

@@ -6,7 +6,10 @@ local lease_ms, out = tonumber(ARGV[1]), {}
 
 local function append(id, claim, seq, last, prompt_tokens, ids, frame)
   local v = redis.call('HMGET', K.request(id), 'claim', 'state', 'model')
-  if v[1] ~= claim then return -1 end
+  if v[1] ~= claim then
+    if v[3] then count(v[3], 'fenced') end
+    return -1
+  end
   if v[2] == 'ended' then return -2 end
   if v[2] == 'waiting' then regain(id, v[3], lease_ms, now_ms()) end
   local frames = K.frames(id)

@@ -26,8 +26,8 @@ for i = 8, 7 + models do
       -- nobody listens at the moment: not dropped yet, and not worth a slot yet
     elseif crashes < 2 or (alone and #out == 0) then
       local claim = token .. '/' .. (#out / 6)
-      local epoch = redis.call('HINCRBY', K.request(id), 'epoch', 1)
-      redis.call('HSET', K.request(id), 'state', 'running', 'worker', worker, 'claim', claim, 'claimed', at)
+      local epoch = never_heard(r, tonumber(r.epoch) + 1, at)
+      redis.call('HSET', K.request(id), 'state', 'running', 'worker', worker, 'claim', claim, 'claimed', at, 'epoch', epoch)
       if not r.started then redis.call('HSET', K.request(id), 'started', at, 'run_until', at + tonumber(r.run_ms)) end
       redis.call('ZREM', queue, id)
       redis.call('ZADD', K.running(model), at + lease_ms, id)

@@ -13,9 +13,38 @@ local function run_when_full()
   redis.call('DEL', K.nothing())
 end
 
+-- What has happened to a model's requests, for ever: `fleetchat status` and /metrics show it (broker/metrics.py has the words).
+local function count(model, what, n)
+  redis.call('HINCRBY', K.counts(model), what, n or 1)
+end
+
+local TEXTS = {'state', 'model', 'owner', 'keep', 'claim', 'worker', 'conversation', 'parent'}
+local NUMBERS = {'created', 'wait_until', 'run_ms', 'score', 'epoch', 'crashes'}
+
+-- A request's fields. Empty if there is none, or if it is not of the shape that `enqueue` and `claim` give it: nobody can
+-- work with that, and one such hash must not stop a queue, or the sweep of all queues.
+-- The name of the data's history: another one after a restart or a fail-over, when the last second may be missing.
+local function history()
+  return string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
+end
+
+-- The epoch of what is written next. In another history than the request's, a claim and its frames may have been
+-- forgotten that readers have; so it is a number that no claim before can have had: the milliseconds since its creation.
+local function never_heard(r, epoch, at)
+  if r.history == history() then return epoch end
+  return math.max(epoch, at - tonumber(r.created))
+end
+
 local function load_request(id)
-  local flat, r = redis.call('HGETALL', K.request(id)), {}
+  local flat, r = redis.pcall('HGETALL', K.request(id)), {}
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+  for _, name in ipairs(TEXTS) do
+    if not r[name] then return {} end
+  end
+  for _, name in ipairs(NUMBERS) do
+    if not tonumber(r[name]) then return {} end
+  end
+  if (r.started or r.state == 'running') and not (tonumber(r.run_until) and tonumber(r.claimed)) then return {} end
   return r
 end
 
@@ -92,7 +121,7 @@ local function finish(id, r, frame, reason, error)
       timings = {total = (at - tonumber(r.created)) / 1000},
     }
     frame = cmsgpack.pack({
-      request_id = id, seq = redis.call('LLEN', frames), epoch = tonumber(r.epoch), text = '', ['end'] = last,
+      request_id = id, seq = redis.call('LLEN', frames), epoch = never_heard(r, tonumber(r.epoch), at), text = '', ['end'] = last,
     })
   end
   redis.call('RPUSH', frames, frame)
@@ -104,6 +133,10 @@ local function finish(id, r, frame, reason, error)
   redis.call('PEXPIRE', K.request(id), AFTER_MS)
   redis.call('PEXPIRE', frames, AFTER_MS)
   if r.owner ~= '' then redis.call('SREM', K.live(r.owner), id) end
+  count(r.model, 'ended:' .. (last.error and last.error.code or last.reason))
+  for direction, tokens in pairs({['in'] = 'prompt_tokens', out = 'completion_tokens'}) do
+    count(r.model, 'tokens:' .. direction, math.floor(last.usage and tonumber(last.usage[tokens]) or 0))
+  end
   if r.started and (last.reason == 'stop' or last.reason == 'length') then
     local pace, seconds = K.pace(r.model), (at - tonumber(r.started)) / 1000
     local mean = tonumber(redis.call('HGET', pace, 'seconds') or seconds)
@@ -112,6 +145,27 @@ local function finish(id, r, frame, reason, error)
   end
   if r.conversation ~= '' then save_answer(id, r, last, at) end
   redis.call('PUBLISH', K.stream(id), frame)
+end
+
+-- What nobody could answer stays for people to look at, with all that was in it.
+local function keep_for_inspection(id, r, error)
+  local function bytes(key)
+    local value = redis.pcall('GET', key)
+    return type(value) == 'string' and value or ''
+  end
+  redis.call('HSET', K.poisoned(id), 'model', r.model, 'why', error.message, 'crashes', r.crashes, 'created', r.created,
+    'prompt', bytes(K.prompt(id)), 'job', bytes(K.job(id)))
+  redis.call('EXPIRE', K.poisoned(id), 604800)
+end
+
+-- A request was there when a worker, or a step of its engine, broke down. The third time it is ended; says whether it was.
+local function crashed(id, r, error)
+  r.crashes = redis.call('HINCRBY', K.request(id), 'crashes', 1)
+  count(r.model, 'crashed')
+  if r.crashes < 3 then return false end
+  keep_for_inspection(id, r, error)
+  finish(id, r, false, 'error', error)
+  return true
 end
 
 -- The worker that holds it stops computing; it would also find out by itself at its next append or renewal.

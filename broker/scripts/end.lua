@@ -1,5 +1,5 @@
 -- Ends a request with an error: arq's own failure paths (expired, bad bytes, unknown function) and a job that broke.
--- ARGV: id, claim, error (msgpack map). Returns 1, or 0 if it had ended or belongs to another claim.
+-- ARGV: id, claim, error (msgpack map), 1 to keep it for inspection. Returns 1, or 0 if it had ended or belongs to another claim.
 run_when_full()
 local r = load_request(ARGV[1])
 if not r.state or r.state == 'ended' then
@@ -7,5 +7,7 @@ if not r.state or r.state == 'ended' then
   return 0
 end
 if r.claim ~= ARGV[2] then return 0 end
-finish(ARGV[1], r, false, 'error', cmsgpack.unpack(ARGV[3]))
+local error = cmsgpack.unpack(ARGV[3])
+if ARGV[4] == '1' then keep_for_inspection(ARGV[1], r, error) end
+finish(ARGV[1], r, false, 'error', error)
 return 1

@@ -1,18 +1,35 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
 -- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
 --       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user)
--- Returns {0, place} or {-1, mean seconds of an answer} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
+-- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
 local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local behind, kept = tonumber(ARGV[11]), ARGV[12] and cmsgpack.unpack(ARGV[12])
 local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
 
+-- Until a worker takes what comes last: as measured, an answer takes so long, and so many are written at once.
+local function seconds_to_wait(backlog)
+  local slots = 0
+  for _, worker in ipairs(redis.call('ZRANGE', K.serving(model), 0, -1)) do
+    slots = slots + (tonumber(redis.call('HGET', K.worker(worker), 'slots')) or 0)
+  end
+  return backlog * tonumber(redis.call('HGET', K.pace(model), 'seconds') or 1) / math.max(slots, 1)
+end
+
 if redis.call('EXISTS', K.request(id)) == 1 then return {0, redis.call('ZRANK', queue, id) or 0} end
 local backlog = redis.call('ZCARD', queue)
-if backlog >= queue_limit then return {-1, redis.call('HGET', K.pace(model), 'seconds') or '1'} end
+if backlog >= queue_limit then
+  run_when_full()
+  count(model, 'refused:queue')
+  return {-1, string.format('%.3f', seconds_to_wait(backlog))}
+end
 if owner ~= '' and user_limit > 0 then
   local live = redis.call('SCARD', K.live(owner))
-  if live >= user_limit then return {-2, live} end
+  if live >= user_limit then
+    run_when_full()
+    count(model, 'refused:user')
+    return {-2, live}
+  end
 end
 
 if kept then
@@ -50,11 +67,12 @@ redis.call('PEXPIRE', turns, 86400000)
 local score = string.format('%.9f', start + behind + arrival / 16777216)
 
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,
-  'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
+  'history', history(), 'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
   'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)
 redis.call('ZADD', queue, score, id)
+count(model, 'accepted')
 if owner ~= '' then
   redis.call('SADD', K.live(owner), id)
   redis.call('PEXPIRE', K.live(owner), ttl)

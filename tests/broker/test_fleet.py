@@ -161,6 +161,40 @@ def test_a_child_that_dies_is_started_again_and_the_screen_says_so(tmp_path):
         assert process.wait(10) == 0
 
 
+def test_a_worker_that_was_drained_is_not_started_again(tmp_path):
+    with up(tmp_path, "--model", "echo") as (process, _):
+        screen(process, "Ctrl-C")
+        worker = next(
+            p for p in children(process.pid) if b"workers.Settings" in Path(f"/proc/{p}/cmdline").read_bytes()
+        )
+        drained = subprocess.run(
+            [*COMMAND, "drain", f"{worker}-", "--data", str(tmp_path)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert drained.returncode == 0, drained
+        assert f"-{worker}-" in drained.stdout
+        assert "it had 0 answers" in drained.stdout
+        assert "is not started again" in screen(process, "has drained")
+        assert not Path(f"/proc/{worker}").exists()
+        assert len(children(process.pid)) == 2  # Valkey, the web app
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_no_password_is_on_the_screen(tmp_path):
+    up_ = ("up", "--model", "echo", "--data", str(tmp_path))
+    for command, url in (
+        (("status",), "redis://me:s3cret@127.0.0.1:1/0"),
+        (("drain", "w"), "http://me:s3cret@127.0.0.1:1"),
+        (up_, "redis://:s3cret#x@127.0.0.1:1/0"),
+    ):
+        sentence = refused(*command, REDIS_URL=url)
+        assert "127.0.0.1:1" in sentence
+        assert "s3cret" not in sentence
+
+
 def test_when_up_itself_is_killed_nothing_is_left_behind(tmp_path):
     with up(tmp_path, "--model", "echo") as (process, _):
         screen(process, "Ctrl-C")

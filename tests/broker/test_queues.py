@@ -151,7 +151,9 @@ async def test_after_three_crashes_a_request_ends_and_is_kept_for_inspection(bro
             await queues.release(broker, other)
         await sweep(broker)
     assert (await last_frame(broker, asked.request_id)).end["reason"] == "error"
-    assert b"poison" in await broker.redis.get(f"poisoned:{{{asked.request_id}}}")
+    kept = await broker.redis.hgetall(f"poisoned:{{{asked.request_id}}}")
+    assert b"poison" in kept[b"prompt"]
+    assert kept[b"crashes"] == b"3"
 
 
 async def test_a_hand_over_keeps_the_place_and_is_no_crash(broker):

@@ -118,6 +118,58 @@ async def test_a_higher_epoch_replaces_what_redis_lost(broker):
         assert (replaced.seq, replaced.epoch, replaced.decode().text) == (2, 2, "again")
 
 
+@pytest.mark.parametrize("anew", [1, 2, 9])
+async def test_what_was_written_anew_while_the_reader_was_away_is_read_from_where_it_differs(broker, anew):
+    """Redis lost frames 2 and 3; whether the list is shorter than before or longer by now makes no difference."""
+    held = await started(broker)
+    async with streams.read(broker, held.request_id, limit=1) as reader:
+        await streams.append(broker, [frame(held, seq) for seq in range(4)])
+        got = []
+        while len(got) < 4:
+            got += await reader.take()
+        await broker.redis.ltrim(keys.frames(held.request_id), 0, 1)
+        await queues.release(broker, held)
+        (new,) = await claim(broker, worker="w2", token="t2")
+        last = 2 + anew
+        await streams.append(broker, [frame(new, seq, "anew", last=seq == last) for seq in range(2, last + 1)])
+        assert [(f.seq, f.epoch) async for f in reader] == [(seq, 2) for seq in range(2, last + 1)]
+
+
+async def test_a_reader_that_has_more_than_the_list_gets_all_that_there_is(broker):
+    """A page comes back with a number that Redis has lost; by the epochs it knows what is new."""
+    held = await started(broker)
+    await streams.append(broker, [frame(held, seq, last=seq == 2) for seq in range(3)])
+    assert await read_all(broker, held.request_id, 5) == [0, 1, 2]
+
+
+async def test_the_end_of_an_answer_whose_frames_redis_lost_is_heard(broker):
+    held = await started(broker)
+    async with streams.read(broker, held.request_id) as reader:
+        await streams.append(broker, [frame(held, seq) for seq in range(4)])
+        while reader.next < 4:
+            await reader.take()
+        await broker.redis.ltrim(keys.frames(held.request_id), 0, 1)
+        await asyncio.sleep(0.01)  # a restart takes longer
+        await broker.redis.hset(keys.request(held.request_id), "history", "another server's")
+        await queues.cancel(broker, held.request_id, "")
+        (last,) = [f async for f in reader]
+        assert last.seq == 2
+        assert last.epoch > 1
+
+
+async def test_a_claim_after_a_restart_has_an_epoch_that_no_forgotten_one_had(broker):
+    await queues.enqueue(broker, asked := request())
+    await asyncio.sleep(0.01)
+    await broker.redis.hset(keys.request(asked.request_id), "history", "another server's")
+    (first,) = await claim(broker)
+    assert first.epoch >= 10
+    await broker.redis.hset(keys.request(asked.request_id), "epoch", 0)  # forgotten once more
+    await queues.release(broker, first)
+    await asyncio.sleep(0.002)
+    (second,) = await claim(broker, token="t2")
+    assert second.epoch > first.epoch
+
+
 async def test_a_request_that_redis_forgot_is_an_error_and_no_wait(broker):
     with pytest.raises(WorkerLost):
         await read_all(broker, "0" * 26)

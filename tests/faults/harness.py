@@ -7,10 +7,12 @@ is looked at, and a test compares epochs, counters or pauses with what the fault
 import asyncio
 import itertools
 import os
+import resource
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +41,8 @@ class Server:
     def start(self) -> None:
         with open(self.folder / "valkey.log", "ab") as log:
             command = [*embedded.command(self.folder, self.port), *self._options]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            # Python ignores SIGXFSZ, and so does the server then: a file that may not grow is a full disk to it.
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, restore_signals=False)
         embedded.wait_until_up(self.port, self.process.pid)  # asserts the process id too
 
     def kill(self) -> None:
@@ -61,6 +64,17 @@ class Server:
 
     def go_on(self) -> None:
         os.kill(self.process.pid, signal.SIGCONT)
+
+    @property
+    def written(self) -> Path:
+        """The append-only file."""
+        (path,) = Path(self.folder, "appendonlydir").glob("*.incr.aof")
+        return path
+
+    def limit_disk(self, more: int | None) -> None:
+        """As if the disk had room for so many bytes more; None: for all."""
+        size = resource.RLIM_INFINITY if more is None else self.written.stat().st_size + more
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def command(self, *words: str) -> Any:
         """One command over a connection of its own."""
@@ -99,6 +113,12 @@ class Member:
         """SIGTERM; its exit code."""
         self.process.terminate()
         return await asyncio.to_thread(self.process.wait, seconds)
+
+
+def accepted(port: int) -> int:
+    """How many connections the process that listens on a loopback port holds open."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[1].partition(":")[2], 16) == port and row[3] != "0A" and row[9] != "0" for row in rows)
 
 
 def freeze(pid: int) -> None:
@@ -238,6 +258,15 @@ class Fleet:
         await asyncio.to_thread(fleet_process.wait_for_port, port)
         return member, port
 
+    def program(self, name: str, *words: object, **settings: object) -> Member:
+        """One of the scripts beside this file, in a process of its own; what it prints is in its log."""
+        folder = self.folder / f"member{next(self._numbers)}"
+        folder.mkdir()
+        command = [sys.executable, str(Path(__file__).parent / name), *map(str, words)]
+        env = fleet_process.environment(self.url, **settings) | {"MEMBER_TASKS": str(folder / "tasks")}
+        log = folder / "program.log"
+        return Member(self._stack.enter_context(fleet_process.process(command, env, log)), log)
+
     def _start(self, how: Callable[..., Any], *args: object, **settings: object) -> Member:
         folder = self.folder / f"member{next(self._numbers)}"
         folder.mkdir()
@@ -263,7 +292,11 @@ class Fleet:
 
 @asynccontextmanager
 async def load(
-    broker: Broker, users: int, make: Callable[[int], ChatRequest], pause: float = 0.0
+    broker: Broker,
+    users: int,
+    make: Callable[[int], ChatRequest],
+    pause: float = 0.0,
+    hear: Callable[[Broker, ChatRequest, Heard], Awaitable[object]] = listen,
 ) -> AsyncIterator[list[Heard]]:
     """People who ask again and again while the block runs; after it, those who are in the middle hear their answer to
     its end. Gives the list of what was heard, which grows."""
@@ -275,7 +308,7 @@ async def load(
         while not over.is_set():
             heard = Heard(make(next(numbers)))
             all_heard.append(heard)
-            await listen(broker, heard.request, heard)
+            await hear(broker, heard.request, heard)
             await asyncio.sleep(pause)
 
     async with asyncio.TaskGroup() as tasks:

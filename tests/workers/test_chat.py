@@ -53,7 +53,13 @@ async def serve(broker: Broker) -> AsyncIterator[Serve]:
     async def once(engine: Scripted) -> list[Frame]:
         (held,) = await claim(broker)
         await job.chat(
-            {"broker": broker, "engine": engine, "publisher": publisher, "claims": {held.request_id: held}},
+            {
+                "broker": broker,
+                "engine": engine,
+                "publisher": publisher,
+                "claims": {held.request_id: held},
+                "worker_id": "w",
+            },
             held.request_id,
         )
         return [Frame.decode(f) for f in await broker.redis.lrange(keys.frames(held.request_id), 0, -1)]

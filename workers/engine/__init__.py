@@ -67,6 +67,11 @@ class Engine(Protocol):
     resumable: bool  # can go on from `said`
 
     @property
+    def cache_use(self) -> float:
+        """Share of the key-value cache that answers hold, 0 to 1; 0 for an engine without one."""
+        ...
+
+    @property
     def steps(self) -> int:
         """A counter that moves while there is work: one that stands still shows a hung engine."""
         ...
@@ -91,7 +96,8 @@ class Engine(Protocol):
         Raises:
             PromptTooLong: on entering, before any cache is taken; the message has both counts.
             BadRequest: a parameter, tool or structure that this engine or model cannot do; it is named.
-            EngineFailed: while iterating, when the step that this request was in failed.
+            StepFailed: while iterating, when the step that this request was in failed, whichever request was the cause.
+            EngineFailed: while iterating, when this answer alone could not be made.
         """
         ...
 

@@ -1,19 +1,27 @@
 """An engine without a model: it repeats the last message, or counts. For development, load tests and fault tests.
 
 A message that begins with `/echo 100 20ms` is answered by the words 1 to 100, one every 20 ms. A word is a token.
+Behind it may stand what happens after the last word, instead of the end:
+
+    /echo 5 20ms crash    the process kills itself (SIGKILL)
+    /echo 5 20ms fail     the step fails, with all answers that are being written in it
+    /echo 5 20ms hang     no step is made any more, of no answer: the engine hangs
 """
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from broker.errors import PromptTooLong
+from broker.errors import PromptTooLong, StepFailed
 from broker.messages import ChatRequest, ModelCard
 from workers.engine import EngineOptions, Piece, Progress
 
 CONTEXT = 131_072
-COMMAND = re.compile(r"/echo\s+(\d{1,6})(?:\s+(\d{1,6}(?:\.\d+)?)\s*(ms|s)?)?")
+SENDING_SECONDS = 0.1  # until what was said has left, before the process kills itself
+COMMAND = re.compile(r"/echo\s+(\d{1,6})(?:\s+(\d{1,6}(?:\.\d+)?)\s*(ms|s)?)?(?:\s+(crash|fail|hang)\b)?")
 
 
 class EchoPieces:
@@ -22,10 +30,19 @@ class EchoPieces:
     completion_tokens = None
 
     def __init__(
-        self, engine: "EchoEngine", words: list[str], most: int | None, pace: float, prompt_tokens: int, said: int
+        self,
+        engine: "EchoEngine",
+        words: list[str],
+        most: int | None,
+        pace: float,
+        prompt_tokens: int,
+        said: int,
+        deed: str | None,
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self._engine = engine
+        self._failures = engine.failures
+        self._deed = deed  # crash, fail or hang, instead of the end
         self._words = words[:most]
         self._finish = "stop" if len(self._words) == len(words) else "length"
         self._pace = pace  # seconds between two words
@@ -33,10 +50,26 @@ class EchoPieces:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         for i in range(self._said, len(self._words)):
-            await asyncio.sleep(self._pace)
-            self._engine.steps += 1
+            await self._step()
             yield Piece(self._words[i], (i,))
+        if self._deed == "crash":
+            await asyncio.sleep(SENDING_SECONDS)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._deed == "fail":
+            self._engine.failures += 1
+        if self._deed == "hang":
+            self._engine.busy = True
+        if self._deed:
+            await self._step()
         yield Piece("", finish=self._finish)
+
+    async def _step(self) -> None:
+        await asyncio.sleep(self._pace)
+        if self._engine.failures != self._failures:
+            raise StepFailed
+        if self._engine.busy:
+            await asyncio.Event().wait()
+        self._engine.steps += 1
 
 
 class EchoEngine:
@@ -46,12 +79,14 @@ class EchoEngine:
     dtype = ""
     resumable = True
     alive = True
-    busy = False  # a word that comes late is no hung engine
+    cache_use = 0.0
+    busy = False  # a word that comes late is no hung engine; True once it has been told to hang
 
     def __init__(self, names: Iterable[str], slots: int) -> None:
         self.cards = tuple(ModelCard(name, context=CONTEXT) for name in names)
         self.slots = slots
         self.steps = 0
+        self.failures = 0  # steps that have failed
 
     @asynccontextmanager
     async def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AsyncIterator[EchoPieces]:
@@ -59,13 +94,14 @@ class EchoEngine:
         prompt_tokens = sum(len(m.content.split()) for m in messages)
         if prompt_tokens >= CONTEXT:
             raise PromptTooLong(f"The prompt has {prompt_tokens} tokens, and echo takes {CONTEXT}.")
-        text, pace = messages[-1].content, 0.0
+        text, pace, deed = messages[-1].content, 0.0, None
         if command := COMMAND.match(text):
             words = [f"{i} " for i in range(1, int(command[1]) + 1)]
             pace = float(command[2] or 0) / (1 if command[3] == "s" else 1000)
+            deed = command[4]
         else:
             words = re.findall(r"\s*\S+\s*", text)
-        yield EchoPieces(self, words, sampling.max_tokens, pace, prompt_tokens, len(said))
+        yield EchoPieces(self, words, sampling.max_tokens, pace, prompt_tokens, len(said), deed)
 
     async def close(self) -> None:
         """Nothing to free."""

@@ -40,6 +40,7 @@ class RemoteEngine:
     device = "remote"
     dtype = ""
     resumable = False  # another run would say something else
+    cache_use = 0.0
     busy = False  # the time limits here end an answer that hangs
 
     def __init__(self, models: Sequence[RemoteModel], slots: int, session: ClientSession) -> None:

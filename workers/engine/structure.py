@@ -241,8 +241,10 @@ def _try(grammar: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise _Unusable("trying it out took too long") from error
     if trial.returncode > 0:
-        logger.error("the trial of a grammar failed: %s", trial.stderr)
-        raise _Unusable("it could not be tried out; the worker's log has the cause")
+        logger.error(
+            "the trial of a grammar failed with exit code %d", trial.returncode
+        )  # its words may quote the grammar
+        raise _Unusable("it could not be tried out")
     if trial.returncode:  # a signal: one of its limits
         raise _Unusable("it is too complicated; make it smaller, with fewer parts that depend on each other")
     if cause := trial.stdout.strip():

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from broker import sources
-from broker.errors import BadRequest, EngineFailed, ModelUnusable, NoSuchModel, PromptTooLong, SetupError
+from broker.errors import (
+    BadRequest,
+    EngineFailed,
+    ModelUnusable,
+    NoSuchModel,
+    PromptTooLong,
+    SetupError,
+    StepFailed,
+)
 from broker.messages import ChatRequest, ModelCard, Sampling
 from broker.sources import ModelSource
 from workers.engine import EngineOptions, Piece, Progress, TokenLogprob, parallel
@@ -129,6 +137,11 @@ class TorchEngine:
         self._batcher.start()
 
     @property
+    def cache_use(self) -> float:
+        """Share of the cache that answers hold."""
+        return 1 - self._batcher.free_share()
+
+    @property
     def steps(self) -> int:
         """Steps of the model so far."""
         return self._batcher.steps
@@ -185,7 +198,7 @@ class TorchEngine:
                 self._answers[stream] = answer
                 answer.leave = lambda: self._leave(stream)
                 if not self._batcher.join_stream(stream):
-                    answer.end(EngineFailed())
+                    answer.end(StepFailed())
             yield answer
         finally:
             self._leave(stream)
@@ -238,7 +251,7 @@ class TorchEngine:
                 answer.take(step.token, None if step.logprob is None else self._spell(step.token, step.logprob))
             if step.error is not None:
                 logger.error("request ended by the engine: %s", step.error)
-                answer.end(EngineFailed())
+                answer.end(StepFailed())
 
     def _spell(self, token: int, logprob: Logprob) -> TokenLogprob:
         own, others = logprob
