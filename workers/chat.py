@@ -38,7 +38,7 @@ async def chat(ctx: dict[str, Any], request_id: str) -> None:
     broker: Broker = ctx["broker"]
     claim: Claim = ctx["claims"][request_id]
     begun = time.monotonic() - claim.waited
-    encoded, earlier = await _load(broker, claim)
+    encoded, earlier = await keep_trying(partial(_load, broker, claim))
     if encoded is None:
         return  # it was stopped between the claim and here
     try:

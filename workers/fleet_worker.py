@@ -20,8 +20,8 @@ from arq.worker import Worker
 from redis.exceptions import RedisError, ResponseError
 
 from broker import logs, metrics, queues
-from broker.connection import Broker, keep_trying
-from broker.errors import BadRequest, FleetError, SetupError
+from broker.connection import Broker, keep_trying, redis_errors
+from broker.errors import BadRequest, FleetError, RedisAway, SetupError, StorageFull
 from broker.queues import Claim
 from broker.tasks import happens, stop
 from workers import lifecycle
@@ -125,7 +125,13 @@ class FleetWorker(Worker):
     async def _run(self, claim: Claim) -> None:
         """arq's run_job; what it raises (a job whose bytes are of a wrong shape) ends the request and not the worker."""
         try:
-            await self.run_job(claim.request_id, int((time.time() - claim.waited) * 1000))
+            async with redis_errors():
+                await self.run_job(claim.request_id, int((time.time() - claim.waited) * 1000))
+        except RedisAway:
+            logger.warning("Redis went away before job %s began, which is handed back", claim.request_id)
+            await self._hand_back(claim)
+        except StorageFull as error:
+            await self._end(claim.request_id, error)
         except Exception:
             logger.exception("job %s broke", claim.request_id)
             await self._end(claim.request_id, FleetError(), inspect=True)
@@ -135,12 +141,15 @@ class FleetWorker(Worker):
         if finish:
             await self._end(job_id, FleetError(), inspect=True)  # nothing happens if it has written its last frame
         elif claim := self.claims.get(job_id):
-            await self._insist(lambda: queues.release(self.broker, claim))
-            metrics.REQUEUED.labels(claim.model).inc()
+            await self._hand_back(claim)
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
         """arq could not start the job: expired, not msgpack, or an unknown function."""
         await self._end(job_id, BadRequest("The queued job could not be read, so it was given up."), inspect=True)
+
+    async def _hand_back(self, claim: Claim) -> None:
+        await self._insist(lambda: queues.release(self.broker, claim))
+        metrics.REQUEUED.labels(claim.model).inc()
 
     async def _end(self, request_id: str, error: FleetError, *, inspect: bool = False) -> None:
         if claim := self.claims.get(request_id):

@@ -181,7 +181,7 @@ async def test_jobs_whose_client_has_left_are_not_run(fleet):
 @pytest.mark.parametrize("share", [8, 50])
 async def test_one_greedy_user_does_not_make_the_others_wait(tmp_path, share, long):
     """One slot; whoever comes waits for what runs, and for one answer of the greedy one's at most."""
-    seconds, visits = 0.2, 30 if long else 5
+    seconds, visits = 0.2, 30 if long else 3
     async with Fleet.open(tmp_path, user_limit=share) as fleet:
         await fleet.worker(slots=1)
         most: list[int] = []

@@ -8,15 +8,18 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
+import torch
 
 import fleet_process
-from broker import embedded, keys, queues, registry
-from broker.messages import pack
+from broker import chat, embedded, keys, queues, registry
+from broker.messages import Message, Sampling, new_id, pack
 from broker.tasks import stop
 from faults.harness import Fleet, Heard, Member, counted, counting, listen
 from helpers import eventually, request
+from tiny_model import build, tokenizer
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -115,6 +118,34 @@ async def test_a_request_that_fails_the_engines_step_is_ended_without_its_batch_
     assert await echo_pids(fleet) == {worker.pid}
 
 
+async def test_a_prompt_that_the_model_cannot_compute_is_ended_without_its_batch_mates(broker, worker_in, tmp_path):
+    """The same with torch: a forward pass over several prompts in which one is more than the device bears."""
+    folder = build(tmp_path / "tiny")
+    asks = [request(f"Say {i}", model="tiny", sampling=Sampling(0.0, max_tokens=60, ignore_eos=True)) for i in range(4)]
+    async with worker_in(model=f"tiny={folder}", device="cpu") as worker:
+        undisturbed = [(await chat.answer(broker, asked)).text for asked in asks]
+        text = "\u00b5" * 8
+        poison = " ".join(map(str, tokenizer().encode(text)[1:-1]))
+        failures = []
+
+        def fail(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+            ids = named["input_ids"].flatten().tolist()
+            if poison in " ".join(map(str, ids)):
+                failures.append(len(ids))
+                raise RuntimeError("a prompt that this device cannot bear")
+
+        handle = worker.ctx["engine"]._batcher.model.register_forward_pre_hook(fail, with_kwargs=True)
+        again = [replace(asked, request_id=new_id()) for asked in asks]
+        bad = replace(asks[0], messages=(Message("user", text),), request_id=new_id())
+        *mates, ended = await asyncio.gather(*(listen(broker, asked) for asked in (*again, bad)))
+        handle.remove()
+        assert [mate.text for mate in mates] == undisturbed
+        assert ended.end["error"]["code"] == "engine_failed"
+        assert len(failures) == 3, "tried three times"
+        assert max(mate.epochs for mate in mates) > 1, "one of them at least was in the same step"
+        assert worker.ctx["engine"].alive
+
+
 @asynccontextmanager
 async def supervised(fleet: Fleet, **settings: object) -> AsyncIterator[list[Member]]:
     """A worker that is started again when it ends, as systemd or Kubernetes would; all that there were."""
@@ -186,12 +217,14 @@ async def test_what_nobody_can_read_is_ended_and_kept_and_stops_nothing(fleet, c
             await redis.set(key.replace("%s", asked.request_id), content)
             bad[asked.request_id] = f"{key} {name}"
             good.append(asyncio.create_task(listen(fleet.broker, counting(20, "5ms"))))
+    shape = dict.fromkeys(("owner", "keep", "claim", "worker", "conversation", "parent"), "") | {"model": "echo"}
+    numbers = ("created", "wait_until", "run_ms", "score", "epoch", "crashes")
     strange = {
         b"\xff\xfe": None,  # not even text
         b"nobody": None,
         b"half": {"state": "waiting"},
-        b"words": {"state": "waiting", **dict.fromkeys(("model", "owner", "keep", "created", "score"), "x")},
-        b"run": {"state": "running", "model": "echo"},
+        b"words": {"state": "waiting", **shape, **dict.fromkeys(numbers, "x")},
+        b"run": {"state": "running", **shape, **dict.fromkeys(numbers, "1")},  # until when?
     }
     for one, fields in strange.items():
         await redis.zadd(keys.queue("echo"), {one: 0})

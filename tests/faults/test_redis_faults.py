@@ -6,11 +6,12 @@ import time
 
 import aiohttp
 import pytest
+from redis import Redis
 
 from broker import chat, conversations, keys
 from broker.connection import Broker
 from broker.errors import RedisAway, WorkerLost
-from broker.messages import ChatRequest, Message, new_id
+from broker.messages import ChatRequest, new_id
 from broker.queues import Turn
 from faults.harness import Fleet, Heard, Member, Server, counted, counting, listen, load, vars_of
 from helpers import eventually
@@ -25,7 +26,7 @@ def words(request: ChatRequest) -> int:
 
 
 def asking(i: int) -> ChatRequest:
-    return counting(60 + i % 30, "20ms", owner=f"owner{i}")
+    return counting(40 + i % 30, "20ms", owner=f"owner{i}")
 
 
 async def converse(broker: Broker, request: ChatRequest, heard: Heard) -> None:
@@ -111,6 +112,7 @@ async def test_redis_killed_and_restarted(fleet, long):
     await fleet.worker("quiet=echo")
     await eventually(lambda: answered(fleet, waiting))
     await check(fleet, members, heard, "killed and restarted", 3 + BACK)
+    assert max(h.pause for h in heard) >= 1, "it was not away"
 
 
 async def left_waiting(fleet: Fleet) -> list[str]:
@@ -128,6 +130,35 @@ async def answered(fleet: Fleet, request_ids: list[str]) -> bool:
     return all(
         [(await fleet.state(r))["reason"] == "stop" for r in request_ids if (await fleet.state(r)).get("reason")]
     )
+
+
+async def test_redis_goes_between_a_claim_and_its_job(fleet):
+    """It is away for longer than a command is tried again, and the jobs that had not begun are begun later."""
+    worker = await fleet.worker()
+    worker.stop()
+    asked = [counting(5, "1ms") for _ in range(32)]
+    tasks = [asyncio.create_task(listen(fleet.broker, request)) for request in asked]
+    await eventually(lambda: waits(fleet, len(asked)))
+
+    def kill_at_the_first_claim() -> None:
+        with Redis(port=fleet.server.port) as redis:
+            worker.go_on()
+            while not redis.zcard(keys.running("echo")):
+                pass
+            fleet.server.kill()
+
+    await asyncio.to_thread(kill_at_the_first_claim)
+    await asyncio.sleep(6)
+    await asyncio.to_thread(fleet.server.start)
+    for heard in await asyncio.gather(*tasks):
+        heard.check()
+        assert heard.text == counted(5)
+    assert worker.process.poll() is None
+    assert "which is handed back" in worker.log.read_text()
+
+
+async def waits(fleet: Fleet, count: int) -> bool:
+    return await fleet.broker.redis.zcard(keys.queue("echo")) == count
 
 
 async def test_redis_stopped_for_five_seconds(fleet, long):
@@ -148,7 +179,7 @@ async def test_connections_cut(fleet, long):
     members = await Members.start(fleet)
     async with load(fleet.broker, 8, asking, hear=converse) as heard:
         for i in range(40 if long else 4):
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(0.4)
             if i % 2:
                 assert fleet.server.cut_connections() > 6
             else:
@@ -171,7 +202,7 @@ async def test_redis_comes_back_shorter(fleet, long):
     lost = refused = 0
     async with load(fleet.broker, 8, asking, hear=converse) as heard:
         for _ in range(20 if long else 3):
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.7)
             fleet.server.kill()
             size = fleet.server.written.stat().st_size
             tail = cut(fleet.server, size - min(size // 2, 4_000 + 3_000 * lost % 23_000))

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import statistics
 import time
+from contextlib import suppress
 
 import aiohttp
 import msgpack
@@ -17,7 +18,7 @@ from helpers import eventually
 
 pytestmark = pytest.mark.timeout(300)
 
-GRACE = 2.0  # seconds that a worker has for finishing, in these tests
+GRACE = 1.0  # seconds that a worker has for finishing, in these tests
 
 
 class Person:
@@ -88,10 +89,8 @@ class Person:
         self.pauses.append(pause)
 
     async def _send(self, **message: object) -> None:
-        try:
+        with suppress(ConnectionError):  # the next receive finds it closed
             await self._ws.send_bytes(pack(message))
-        except ConnectionError:
-            pass  # the next receive finds it closed
 
     async def _taken(self, text: str) -> str:
         """The request of a conversation that begins with this text, if there is one: what the page does, too."""
@@ -121,27 +120,26 @@ async def test_a_rolling_restart_of_everything_twice_fails_nobody(fleet, long):
     workers = [await fleet.worker(**settings) for _ in range(2)]
     ports = [free_port() for _ in range(2)]
     webs = [(await fleet.web(port=port))[0] for port in ports]
-    persons = [Person(f"p{i}", ports[i % 2 :] + ports[: i % 2]) for i in range(12)]
-    over, begun, seconds = asyncio.Event(), time.monotonic(), 60 if long else 13
+    persons = [Person(f"p{i}", ports[i % 2 :] + ports[: i % 2]) for i in range(12 if long else 6)]
+    over, begun, seconds = asyncio.Event(), time.monotonic(), 60 if long else 8
     async with asyncio.TaskGroup() as tasks:
         for i, person in enumerate(persons):
-            tasks.create_task(person.live(over, 250 if i % 4 == 0 else 40, "20ms"))
-        for turn in range(2):
-            for i in range(2):
-                await asyncio.sleep(seconds / 16)
-                workers[i] = await restart_worker(fleet, workers[i], **settings)
-                await asyncio.sleep(seconds / 16)
-                old = webs[i]
-                assert await old.terminate(5) == 0
-                webs[i] = (await fleet.web(port=ports[i]))[0]
-                assert webs[i].pid != old.pid
+            tasks.create_task(person.live(over, 150 if i % 3 == 0 else 40, "20ms"))
+        for i in (0, 1, 0, 1):
+            await asyncio.sleep(seconds / 16)
+            workers[i] = await restart_worker(fleet, workers[i], **settings)
+            await asyncio.sleep(seconds / 16)
+            old = webs[i]
+            assert await old.terminate(5) == 0
+            webs[i] = (await fleet.web(port=ports[i]))[0]
+            assert webs[i].pid != old.pid
         await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
         over.set()
     answers = [answer for person in persons for answer in person.answers]
     for words, text, end in answers:
         assert (text, end["reason"]) == (counted(words), "stop")
     gone = [code for person in persons for code in person.went_away]
-    assert len(gone) >= 24, "every page lost its process more than once"
+    assert len(gone) >= 2 * len(persons), "every page lost its process more than once"
     assert set(gone) == {1001}
     epochs = [epoch for person in persons for epoch in person.epochs]
     assert sum(epoch > 1 for epoch in epochs) >= 4, "long answers were handed over"
@@ -158,7 +156,7 @@ async def test_a_rolling_restart_of_everything_twice_fails_nobody(fleet, long):
 
 async def test_sigterm_finishes_what_is_short_and_hands_over_what_is_long(fleet):
     old = await fleet.worker(drain_seconds=GRACE)
-    short, long_ = counting(60, "20ms"), counting(200, "20ms")
+    short, long_ = counting(30, "20ms"), counting(120, "20ms")
     answers = [asyncio.create_task(listen(fleet.broker, asked)) for asked in (short, long_)]
     await eventually(lambda: writing(fleet, [short.request_id, long_.request_id]))
     new = await fleet.worker()
@@ -166,7 +164,7 @@ async def test_sigterm_finishes_what_is_short_and_hands_over_what_is_long(fleet)
     assert await old.terminate(GRACE + 2) == 0
     assert GRACE <= time.monotonic() - told < GRACE + 1
     heard = await asyncio.gather(*answers)
-    for one, words in zip(heard, (60, 200), strict=True):
+    for one, words in zip(heard, (30, 120), strict=True):
         one.check()
         assert one.text == counted(words)
     assert [one.epochs for one in heard] == [1, 2]

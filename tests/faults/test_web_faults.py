@@ -30,7 +30,7 @@ async def ended(fleet: Fleet, request_id: str) -> bool:
 
 
 async def test_pages_of_a_killed_web_process_go_on_elsewhere_or_when_it_is_back(fleet, long):
-    killings, words = (8, 900) if long else (2, 300)
+    killings, words = (8, 900) if long else (2, 200)
     await fleet.worker()
     ports = [embedded.free_port()]
     webs = {ports[0]: (await fleet.web(port=ports[0]))[0]}
@@ -155,9 +155,10 @@ class Peak:
         self.before = self.most = memory_mb(pid)
 
     async def watch(self) -> None:
-        while True:
-            self.most = max(self.most, memory_mb(self._pid))
-            await asyncio.sleep(0.05)
+        with suppress(FileNotFoundError):  # it has ended
+            while True:
+                self.most = max(self.most, memory_mb(self._pid))
+                await asyncio.sleep(0.05)
 
 
 async def test_a_reader_that_does_not_read_costs_nobody_anything_and_is_cut_off(fleet, long):
@@ -187,10 +188,10 @@ async def test_a_reader_that_does_not_read_costs_nobody_anything_and_is_cut_off(
         assert grown < 25
         assert beside < alone + 0.05
         async with Greedy.open(session, port, request_id):
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1)
             begun = time.monotonic()
             assert await web.terminate(10) == 0, "a stuck reader does not keep it from stopping"
-            assert time.monotonic() - begun < 4
+            assert time.monotonic() - begun < stuck - 1.2, "and not because it is cut off at last"
 
 
 async def gaps_of_others(session: aiohttp.ClientSession, port: int, seconds: float) -> float:

@@ -10,8 +10,7 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
-from broker import chat, keys, queues, registry, streams
-from broker.config import Config
+from broker import chat, keys, registry, streams
 from broker.connection import Broker
 from broker.errors import FleetError
 from broker.messages import ChatRequest, Message, Sampling
@@ -60,6 +59,7 @@ class Pair:
     def __init__(self, other: Broker) -> None:
         self.other = other
         self.second: list[Heard] = []
+        self.taken: list[float] = []  # seconds from the last word of a dead worker to the claim of another
 
     async def __call__(self, broker: Broker, request: ChatRequest, heard: Heard) -> None:
         second = Heard(request)
@@ -71,6 +71,11 @@ class Pair:
                     heard.times.append(time.monotonic())
                     heard.frames.append(vars_of(received.encoded))
             await follower
+            if heard.epochs > 1:
+                claimed = await broker.redis.hget(keys.request(request.request_id), "claimed")
+                dead = sum(frame["epoch"] < heard.epochs for frame in heard.frames)
+                silent = [heard.began, *heard.times][dead]
+                self.taken.append(int(claimed) / 1000 - time.time() + time.monotonic() - silent)
         except FleetError as error:
             heard.error = error
 
@@ -103,21 +108,25 @@ async def killings(fleet: Fleet, workers: list[Member], model: str, times: int, 
             workers.append(await fleet.worker(model, **settings))
 
 
-def report(name: str, heard: list[Heard], killed: int) -> None:
+def report(name: str, heard: list[Heard], pair: Pair, killed: int) -> None:
     pauses = sorted(h.pause for h in heard if h.epochs > 1)
     print(
         f"\n{name}: {killed} killings, {len(heard)} answers, {sum(len(h.frames) for h in heard)} frames, "
-        f"{len(pauses)} taken over; pause median {statistics.median(pauses):.2f} s, largest {pauses[-1]:.2f} s"
+        f"{len(pauses)} taken over after {statistics.median(pair.taken):.2f} s, at most {max(pair.taken):.2f} s; pause median {statistics.median(pauses):.2f} s, largest {pauses[-1]:.2f} s"
     )
 
 
-async def check_after_killings(fleet: Fleet, heard: list[Heard], pair: Pair, expected: Callable, killed: int) -> None:
+async def check_after_killings(
+    fleet: Fleet, heard: list[Heard], pair: Pair, expected: Callable, killed: int, reading: float = 0.0
+) -> None:
+    """`reading`: seconds that a busy machine needs for what has been said so far, before it can go on."""
     assert len(pair.second) == len(heard)
     for h in [*heard, *pair.second]:
         h.check()
         assert h.text == expected(h.request)
     assert sum(h.epochs > 1 for h in heard) >= killed
-    assert all(h.pause < TAKEN_OVER for h in heard), sorted(h.pause for h in heard)[-5:]
+    assert max(pair.taken) < TAKEN_OVER
+    assert max(h.pause for h in heard) < TAKEN_OVER + reading
     await fleet.idle()
     redis = fleet.broker.redis
     assert await redis.keys("arq:*") == [], "arq's own marks of a job that was killed would hold it back or leak"
@@ -140,19 +149,19 @@ async def second(fleet: Fleet):
 
 @pytest.mark.timeout(2400)
 async def test_killed_workers_answers_go_on_elsewhere(fleet, second, long):
-    times = 150 if long else 3
+    times = 150 if long else 2
     pair = Pair(second)
     workers = [await fleet.worker() for _ in range(2)]
     async with load(fleet.broker, 8, lambda i: counting(60 + i % 7, "20ms", owner=f"u{i % 9}"), hear=pair) as heard:
         await killings(fleet, workers, "echo", times)
-    report("echo", heard, times)
+    report("echo", heard, pair, times)
     await check_after_killings(fleet, heard, pair, lambda r: counted(int(r.messages[-1].content.split()[1])), times)
 
 
 def saying(i: int) -> ChatRequest:
     """Twelve requests over and over: every other one greedy, the others sampled with a seed of their own."""
     i %= 12
-    sampling = Sampling(float(i % 2), max_tokens=500, ignore_eos=True, seed=i)
+    sampling = Sampling(float(i % 2), max_tokens=400, ignore_eos=True, seed=i)
     return ChatRequest("varied", (Message("user", f"{i} tell me about the quick fox"),), sampling, keep=True)
 
 
@@ -172,8 +181,8 @@ async def test_killed_workers_models_texts_are_those_of_undisturbed_ones(fleet, 
     pair = Pair(second)
     async with load(fleet.broker, 6, saying, hear=pair) as heard:
         await killings(fleet, workers, model, times, **settings)
-    report("varied", heard, times)
-    await check_after_killings(fleet, heard, pair, lambda r: texts[r.messages], times)
+    report("varied", heard, pair, times)
+    await check_after_killings(fleet, heard, pair, lambda r: texts[r.messages], times, reading=5)
 
 
 def with_ids(request: ChatRequest) -> ChatRequest:
@@ -245,7 +254,7 @@ async def test_a_stopped_worker_writes_nothing_more_when_it_wakes_and_takes_new_
     """SIGSTOP. With another worker its requests go there; alone (bug B) it has them back and fences nobody out."""
     fleet = quick
     seconds = 20.0 if long else fleet.broker.config.lease_seconds + 2
-    lengths = [50, 150, 200, 250]
+    lengths = [50, 150, 200, 220]
     sleeper = await fleet.worker(**QUICK)
     asked = [counting(n, "20ms") for n in lengths]
     tasks = [asyncio.create_task(listen(fleet.broker, request)) for request in asked]

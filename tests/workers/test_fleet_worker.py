@@ -9,7 +9,7 @@ import pytest
 
 from broker import chat, keys, queues, registry
 from broker.connection import Broker
-from broker.errors import BadRequest, FleetError, PromptTooLong
+from broker.errors import BadRequest, FleetError, PromptTooLong, StorageFull
 from broker.messages import ModelCard, Sampling, pack
 from fleet_process import worker as worker_process
 from helpers import claim, eventually, request
@@ -122,6 +122,19 @@ async def test_a_stored_request_of_a_wrong_shape_is_an_error_frame(broker, worke
         async with worker_in():
             last = [f async for f in frames][-1].decode()
     with pytest.raises(BadRequest):
+        chat.finished(last, "")
+
+
+async def test_a_job_that_a_full_server_does_not_let_begin_ends_with_a_sentence(broker, worker_in):
+    await registry.beat(broker, "w", "ready", {"models": "echo"}, [ModelCard("echo", state="ready")])
+    async with chat.ask(broker, request(model="echo")) as frames:
+        await broker.redis.config_set("maxmemory", "1")
+        try:
+            async with worker_in():
+                last = [f async for f in frames][-1].decode()
+        finally:
+            await broker.redis.config_set("maxmemory", "0")
+    with pytest.raises(StorageFull):
         chat.finished(last, "")
 
 
