@@ -21,8 +21,6 @@ end
 local TEXTS = {'state', 'model', 'owner', 'keep', 'claim', 'worker', 'conversation', 'parent'}
 local NUMBERS = {'created', 'wait_until', 'run_ms', 'score', 'epoch', 'crashes'}
 
--- A request's fields. Empty if there is none, or if it is not of the shape that `enqueue` and `claim` give it: nobody can
--- work with that, and one such hash must not stop a queue, or the sweep of all queues.
 -- The name of the data's history: another one after a restart or a fail-over, when the last second may be missing.
 local function history()
   return string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
@@ -35,6 +33,8 @@ local function never_heard(r, epoch, at)
   return math.max(epoch, at - tonumber(r.created))
 end
 
+-- A request's fields. Empty if there is none, or if it is not of the shape that `enqueue` and `claim` give it: nobody can
+-- work with that, and one such hash must not stop a queue, or the sweep of all queues.
 local function load_request(id)
   local flat, r = redis.pcall('HGETALL', K.request(id)), {}
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end

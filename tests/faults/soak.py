@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from aiohttp import ClientSession
 
 from broker import chat, embedded, keys, registry
+from broker.connection import CONNECTIONS
 from faults.harness import Fleet, Member, counted, counting, listen
 from faults.visitor import Visitor, browser
 from fleet_process import memory_mb, wait_for_port
@@ -169,9 +170,10 @@ class Soak:
         held["memory of Valkey"] = ("MB", memory_mb(server), 4.0)  # its allocator, by how much was there at once
         held["data in Valkey"] = ("kB", memory["used_memory_dataset"] / 1e3, 20.0)
         held["keys without an end"] = ("keys", await self._keys(), 0.0)
-        held |= {
-            f"files of {name}": ("files", float(len(os.listdir(f"/proc/{pid}/fd"))), 3.0) for name, pid in pids.items()
-        }
+        for name, pid in pids.items():
+            files, connections = files_of(pid, fleet.server.port)
+            held[f"files of {name}"] = ("files", files, 0.0)
+            assert pid == server or connections <= CONNECTIONS + 2, "a pool keeps the most that were needed at once"
         held |= {f"tasks of {name}": ("tasks", await tasks_of(member), 0.0) for name, member in members.items()}
         held["tasks of this process"] = ("tasks", float(len(asyncio.all_tasks())), 0.0)
         return held
@@ -201,6 +203,18 @@ class Soak:
                 assert fields.get(b"state", b"ended") == b"ended", (key, fields)
                 await redis.unlink(key)
         await redis.execute_command("MEMORY", "PURGE")
+
+
+def files_of(pid: int, port: int) -> tuple[float, int]:
+    """How many files and sockets a process has open, and beside them how many connections of the server at `port`."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ours = {f"socket:[{row[9]}]" for row in rows if row[3] != "0A" and f":{port:04X}" in (row[1][-5:], row[2][-5:])}
+    links = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # of this look itself
+            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    connections = sum(link in ours for link in links)
+    return float(len(links) - connections), connections
 
 
 async def tasks_of(member: Member) -> float:
