@@ -69,14 +69,14 @@ class Received:
 class Reader:
     """One answer, frame by frame, each number once and in order. Ends after the last frame."""
 
-    def __init__(self, broker: Broker, request_id: str, mailbox: Mailbox, start: int) -> None:
+    def __init__(self, broker: Broker, request_id: str, mailbox: Mailbox, start: int, epoch: int) -> None:
         self.request_id = request_id
         self.next = start  # number of the next frame
         self.ended = False
         self.place: int | None = None  # requests before this one when it was accepted
         self._broker = broker
         self._mailbox = mailbox
-        self._epoch = 0
+        self._epoch = epoch
         self._behind = True  # the list may hold frames that the mailbox will not bring
 
     def __aiter__(self) -> AsyncIterator[Received]:
@@ -144,7 +144,13 @@ class Reader:
 
 
 @asynccontextmanager
-async def read(broker: Broker, request_id: str, start: int = 0, *, limit: int = 1024) -> AsyncIterator[Reader]:
-    """A reader of an answer from frame `start` on. Entering returns once the subscription is confirmed."""
+async def read(
+    broker: Broker, request_id: str, start: int = 0, epoch: int = 0, *, limit: int = 1024
+) -> AsyncIterator[Reader]:
+    """A reader of an answer from frame `start` on. Entering returns once the subscription is confirmed.
+
+    Args:
+        epoch: of the frame before `start`; so it shows when Redis has lost that one. 0 when it is not known.
+    """
     async with broker.listener.subscribe(keys.stream(request_id), limit) as mailbox:
-        yield Reader(broker, request_id, mailbox, start)
+        yield Reader(broker, request_id, mailbox, start, epoch)

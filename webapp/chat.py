@@ -74,7 +74,7 @@ async def resume(socket: "Socket", message: Resume) -> None:
         owner, model = await socket.broker.redis.hmget(keys.request(message.request_id), ["owner", "model"])
     if owner is None or owner.decode() != socket.owner:
         raise NotFound("This answer is not being written any more. Reload the conversation.")
-    async with streams.read(socket.broker, message.request_id, message.from_) as reader:
+    async with streams.read(socket.broker, message.request_id, message.from_, message.epoch) as reader:
         with socket.live.placing(socket, model.decode(), message.request_id):
             await socket.relay(reader)
 

@@ -73,6 +73,7 @@ class Resume(Incoming):
     type: Literal["resume"]
     request_id: Id
     from_: Annotated[int, Field(alias="from", ge=0, lt=2**31)] = 0
+    epoch: Annotated[int, Field(ge=0, lt=2**53)] = 0  # of the frame before that number; 0: not known
 
 
 class Stop(Incoming):

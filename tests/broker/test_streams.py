@@ -142,6 +142,17 @@ async def test_a_reader_that_has_more_than_the_list_gets_all_that_there_is(broke
     assert await read_all(broker, held.request_id, 5) == [0, 1, 2]
 
 
+async def test_a_reader_that_comes_back_with_its_epoch_gets_what_was_written_in_place_of_what_it_has(broker):
+    held = await started(broker)
+    await streams.append(broker, [frame(held, seq) for seq in range(4)])
+    await broker.redis.ltrim(keys.frames(held.request_id), 0, 1)  # Redis lost 2 and 3, which a page had seen
+    await queues.release(broker, held)
+    (new,) = await claim(broker, worker="w2", token="t2")
+    await streams.append(broker, [frame(new, seq, "anew", last=seq == 6) for seq in range(2, 7)])
+    async with streams.read(broker, held.request_id, 4, epoch=1) as reader:
+        assert [(f.seq, f.epoch) async for f in reader] == [(seq, 2) for seq in range(2, 7)]
+
+
 async def test_the_end_of_an_answer_whose_frames_redis_lost_is_heard(broker):
     held = await started(broker)
     async with streams.read(broker, held.request_id) as reader:

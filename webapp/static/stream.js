@@ -25,7 +25,7 @@ export class Answer {
   waiting = null; // {place} while it waits in the queue
   stopping = false;
   onchange = null; // whoever shows it
-  #epoch = 0;
+  epoch = 0; // of the latest frame
   #frames = []; // {kind, text} by number
   #asked = -1; // the number from which frames were asked for again
 
@@ -43,7 +43,7 @@ export class Answer {
       return false;
     }
     if (frame.seq < this.next) {
-      if (frame.epoch <= this.#epoch) return false;
+      if (frame.epoch <= this.epoch) return false;
       // Another worker went on from an earlier point: what we have from there on was never kept.
       this.#frames.length = frame.seq;
       this.text = this.reasoning = "";
@@ -53,7 +53,7 @@ export class Answer {
     const piece = { kind: frame.kind ?? "text", text: frame.text ?? "" };
     this.#frames.push(piece);
     this.#add(piece);
-    this.#epoch = Math.max(this.#epoch, frame.epoch);
+    this.epoch = Math.max(this.epoch, frame.epoch);
     this.next = frame.seq + 1;
     this.waiting = null;
     this.end = frame.end ?? null;
@@ -126,7 +126,7 @@ export class Connection {
 
   /** Ask for the frames that we do not have. */
   resume(answer) {
-    this.#send({ type: "resume", request_id: answer.request_id, from: answer.next });
+    this.#send({ type: "resume", request_id: answer.request_id, from: answer.next, epoch: answer.epoch });
   }
 
   /** End an answer; its last frame will say so. */
