@@ -144,7 +144,8 @@ def _print_screen(running: fleet.Fleet, states: dict[str, ModelState]) -> None:
     out.print(f"\n  [bold]FleetChat[/bold] is ready at [bold cyan]{running.url}[/bold cyan]\n")
     for model in running.models:
         state = states.get(model.name)
-        out.print(f"  {escape(model.name):<{width}}  {escape(_state_text(state) if state else 'starting')}")
+        known = state is not None and state.state != "gone"  # gone: from the last time, and its worker is starting
+        out.print(f"  {escape(model.name):<{width}}  {escape(_state_text(state) if state and known else 'starting')}")
     redis_cli = (
         f"redis-cli -p {url.rpartition(':')[2].partition('/')[0]}"
         if url.startswith("redis://127.0.0.1:")
@@ -248,8 +249,11 @@ async def _drain(config: Config, part: str) -> None:
         worker_id = _choose(await registry.workers(broker), part).worker_id
         patience, busy = config.drain_seconds + SLACK_SECONDS, 0.0
         deadline = time.monotonic() + patience
-        while here := [w for w in await registry.workers(broker) if w.worker_id == worker_id]:
-            busy = max(busy, here[0].number("busy"))  # of its heartbeats; it sends one as it begins to drain
+        missed = 0
+        while missed < 2:  # it leaves the registry and comes back as draining, so one look without it says nothing
+            here = [w for w in await registry.workers(broker) if w.worker_id == worker_id]
+            missed = 0 if here else missed + 1
+            busy = max(busy, *(w.number("busy") for w in here), 0.0)  # it sends a heartbeat as it begins to drain
             if time.monotonic() > deadline:
                 raise FleetError(
                     f"{worker_id} was told to drain and is still there after {patience:g} s, with {busy:g} answers."

@@ -110,7 +110,9 @@ class Child:
         """The last line of its log, as people read it."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         last = lines[-1] if lines else ""
-        return str(json.loads(last)["message"]) if last.startswith('{"time"') else last  # FLEETCHAT_LOG=json
+        with contextlib.suppress(ValueError, KeyError):  # it may be half written
+            return str(json.loads(last)["message"]) if last.startswith('{"time"') else last  # FLEETCHAT_LOG=json
+        return last
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Logging of every process: one line a fact on standard error, never prompt text, keys or cookies.
 
 FLEETCHAT_LOG=json makes each line a JSON object: time, level, logger, message, what the record has besides (`request_id`,
-`worker`, ...), and `exception`, so that a traceback is one line, too. What other libraries log, or print on standard error, goes the same way.
+`worker`, ...), and `exception`, so that a traceback is one line, too. What other libraries log, or print on standard
+error, goes the same way.
 """
 
 import io
@@ -12,7 +13,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-SECRET = re.compile(r"(?<=://)\S*@|(?<=password=)[^&\s'\"]+")
+SECRET = re.compile(r"(?<=://)(?:\S*|[^/?#\n]*)@|(?<=password=)[^&\s'\"]+")
 STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 LEVELS = {
     "": logging.WARNING,
@@ -68,6 +69,7 @@ class Wrapped(io.TextIOBase):
 
     def write(self, text: str) -> int:
         *lines, self._line = (self._line + text).split("\n")
+        self._line = self._line.rpartition("\r")[2]  # a progress bar writes over itself
         for line in filter(str.strip, lines):
             facts = {"name": "stderr", "levelno": logging.WARNING, "levelname": "WARNING", "msg": line}
             self._stream.write(self._formatter.format(logging.makeLogRecord(facts)) + "\n")
@@ -92,3 +94,12 @@ def configure(style: str = "text") -> None:
     logging.root.handlers[:] = [handler]
     for name, level in LEVELS.items():
         logging.getLogger(name).setLevel(level)
+    logging.getLogger("aiohttp.server").addFilter(_without_quotes)
+
+
+def _without_quotes(record: logging.LogRecord) -> bool:
+    """aiohttp quotes what it could not read of a request, a cookie or a key perhaps."""
+    error = record.exc_info[1] if record.exc_info else None
+    if type(error).__module__ == "aiohttp.http_exceptions":
+        record.msg, record.exc_info = f"{record.msg}: {type(error).__name__}", None
+    return True

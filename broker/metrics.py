@@ -1,7 +1,7 @@
 """Every metric of the fleet, declared once. `render` gives them in Prometheus' text format.
 
 Names and buckets are those that vLLM's dashboards know, with `fleetchat:` in place of `vllm:`; the label `model_name` too.
-A worker and the web app fill different ones; what a process does not fill has no samples there. They are kept by
+A worker and the web app fill different ones. They are kept by
 prometheus_client's own registry, which is one for the process, as its `process_*` and `python_*` are.
 
     in a worker: what it did itself since it started
@@ -96,7 +96,7 @@ REFUSED = Counter(
     "Requests that this process refused by a limit: queue, user, storage, or unserved (no worker has the model).",
     ["limit"],
 )
-for why in ("behind", "silent"):  # a counter that begins with its first event hides that event from rate()
+for why in ("behind", "stuck", "silent"):  # a counter that begins with its first event hides that event from rate()
     DROPPED.labels(why)
 for limit in ("queue", "user", "storage", "unserved"):
     REFUSED.labels(limit)
@@ -110,7 +110,11 @@ COUNTED = {
         "why",
         "Requests that went back to their queue: lease (it ran out), handed_over, step_failed.",
     ),
-    "crashed": ("fleet_crashes", "", "Workers that died while they wrote, once for each of their requests."),
+    "crashed": (
+        "fleet_crashes",
+        "",
+        "Workers that died, or steps that failed, once for each request that was in them.",
+    ),
     "fenced": ("fleet_fenced_writes", "", "Frames that were refused because another worker has the request."),
     "tokens": ("fleet_tokens", "direction", "Tokens of ended requests: in (prompts) and out (answers)."),
 }

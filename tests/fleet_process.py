@@ -14,7 +14,11 @@ CLOCK = os.sysconf("SC_CLK_TCK")
 def environment(url: str, **settings: object) -> dict[str, str]:
     """The environment of a process of the fleet at `url`; FLEETCHAT_ comes before each setting's name."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FLEETCHAT_")}
-    return kept | {"REDIS_URL": url} | {f"FLEETCHAT_{k.upper()}": str(v) for k, v in settings.items()}
+    return (
+        kept
+        | {"REDIS_URL": url, "FLEETCHAT_ECHO_FAULTS": "1"}
+        | {f"FLEETCHAT_{k.upper()}": str(v) for k, v in settings.items()}
+    )
 
 
 @contextmanager

@@ -67,8 +67,8 @@ async def chat(ctx: dict[str, Any], request_id: str) -> None:
         finish = await _write(ctx["engine"], request, earlier, outgoing)
     except StepFailed as error:
         outgoing.give_back()
-        await keep_trying(partial(queues.release, broker, claim, error))
-        metrics.REQUEUED.labels(claim.model).inc()
+        if await keep_trying(partial(queues.release, broker, claim, error)):
+            metrics.REQUEUED.labels(claim.model).inc()
     except FleetError as error:
         outcome = await end("error", error)
     except Exception:

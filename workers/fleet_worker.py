@@ -149,18 +149,19 @@ class FleetWorker(Worker):
         await self._end(job_id, BadRequest("The queued job could not be read, so it was given up."), inspect=True)
 
     async def _hand_back(self, claim: Claim) -> None:
-        await self._insist(lambda: queues.release(self.broker, claim))
-        metrics.REQUEUED.labels(claim.model).inc()
+        if await self._insist(lambda: queues.release(self.broker, claim)):
+            metrics.REQUEUED.labels(claim.model).inc()
 
     async def _end(self, request_id: str, error: FleetError, *, inspect: bool = False) -> None:
         if claim := self.claims.get(request_id):
             await self._insist(lambda: queues.end(self.broker, claim, error, inspect=inspect))
 
-    async def _insist(self, call: Callable[[], Awaitable[bool]]) -> None:
+    async def _insist(self, call: Callable[[], Awaitable[bool]]) -> bool:
         try:
-            await keep_trying(call)
+            return await keep_trying(call)
         except ResponseError as error:
             logger.error("Redis refuses to end a request, its limits will: %s", error)
+            return False
 
     def stop_job(self, request_id: str, hand_over: bool = False) -> None:
         """Stop computing a request: it was cancelled, or another worker has it, or is to have it."""
@@ -178,7 +179,8 @@ class FleetWorker(Worker):
 
     def drain(self, why: str) -> None:
         """Take nothing new, finish what is written or hand it over, and end."""
-        logger.info("draining: %s", why)
+        if not self.draining:
+            logger.info("draining: %s", why)
         self.draining = True
         self._stop.set()
         self._wake.set()

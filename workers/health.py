@@ -5,6 +5,7 @@ no fault of the worker's, which waits for it: the state says so. `/metrics` is f
 """
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -81,7 +82,8 @@ async def serving(where: str, presence: "Presence") -> AsyncIterator[str]:
                 f"The metrics cannot be served on {where} ({error.strerror or error}). "
                 f"Choose another FLEETCHAT_METRICS; {host}:0 takes any free port."
             ) from None
-        yield f"http://{host}:{runner.addresses[0][1]}/metrics"
+        name = socket.gethostname() if host in ("0.0.0.0", "[::]") else host  # where others find it
+        yield f"http://{name}:{runner.addresses[0][1]}/metrics"
     finally:
         await runner.cleanup()
 

@@ -174,7 +174,7 @@ class Publisher:
             self._urgent.clear()
             waiting, self._waiting = self._waiting, {}
             left = time.monotonic()
-            batch = [(outgoing, frame) for outgoing in waiting for frame in outgoing.take()]
+            batch = [(outgoing, frame) for outgoing in waiting if not outgoing.lost for frame in outgoing.take()]
             for i in range(0, len(batch), CALL_FRAMES):
                 await self._send(batch[i : i + CALL_FRAMES])
 

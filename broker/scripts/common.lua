@@ -15,7 +15,7 @@ end
 
 -- What has happened to a model's requests, for ever: `fleetchat status` and /metrics show it (broker/metrics.py has the words).
 local function count(model, what, n)
-  redis.call('HINCRBY', K.counts(model), what, n or 1)
+  redis.pcall('HINCRBY', K.counts(model), what, n or 1)  -- a number must not keep an answer from its end
 end
 
 local TEXTS = {'state', 'model', 'owner', 'keep', 'claim', 'worker', 'conversation', 'parent'}

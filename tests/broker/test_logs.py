@@ -25,6 +25,7 @@ MARKER, PASSWORD = "an-elephant-nobody-else-knows", "s3cret-of-redis"
         ("redis://me:pw@host:1/0", "redis://***@host:1/0"),
         ("at redis://:p@w#x@host:1/0: it is away", "at redis://***@host:1/0: it is away"),
         ("redis://host:1/0?password=pw&db=1", "redis://host:1/0?password=***&db=1"),
+        ("redis://:my pass@host:1/0", "redis://***@host:1/0"),
         ("redis://host:1/0", "redis://host:1/0"),
         ("me@example.org wrote http://x/y", "me@example.org wrote http://x/y"),
     ],
@@ -102,6 +103,14 @@ async def test_no_log_has_a_prompt_a_password_or_a_cookie(broker, valkey, tmp_pa
                 await page.send(type="stop", request_id=stopped["request_id"])
                 await page.send(type="ask", model=MARKER, text=MARKER)
                 assert (await page.next("error"))["code"] == "model_not_found"
+            _, broken = await asyncio.open_connection("127.0.0.1", port)
+            broken.write(f"GET / HTTP/1.1\r\nHost: x\r\nCookie: {cookie.key}={cookie.value}\x01\r\n\r\n".encode())
+            await eventually(
+                lambda: (
+                    "BadHttp" in (tmp_path / "web.log").read_text() or "Invalid" in (tmp_path / "web.log").read_text()
+                )
+            )
+            broken.close()
             await broker.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes")
             logs = [tmp_path / "worker.log", tmp_path / "web.log"]
             await eventually(lambda: all("subscription lost" in log.read_text() for log in logs))

@@ -138,10 +138,12 @@ async def test_a_prompt_that_the_model_cannot_compute_is_ended_without_its_batch
         again = [replace(asked, request_id=new_id()) for asked in asks]
         bad = replace(asks[0], messages=(Message("user", text),), request_id=new_id())
         *mates, ended = await asyncio.gather(*(listen(broker, asked) for asked in (*again, bad)))
+        alone = [await listen(broker, replace(bad, request_id=new_id())) for _ in range(3)]  # as a program that insists
+        assert [one.end["error"]["code"] for one in alone] == ["engine_failed"] * 3
         handle.remove()
         assert [mate.text for mate in mates] == undisturbed
         assert ended.end["error"]["code"] == "engine_failed"
-        assert len(failures) == 3, "tried three times"
+        assert len(failures) == 3 * 4, "each tried three times"
         assert max(mate.epochs for mate in mates) > 1, "one of them at least was in the same step"
         assert worker.ctx["engine"].alive
 

@@ -124,7 +124,7 @@ async def test_a_rolling_restart_of_everything_twice_fails_nobody(fleet, long):
     over, begun, seconds = asyncio.Event(), time.monotonic(), 60 if long else 8
     async with asyncio.TaskGroup() as tasks:
         for i, person in enumerate(persons):
-            tasks.create_task(person.live(over, 150 if i % 3 == 0 else 40, "20ms"))
+            tasks.create_task(person.live(over, 300 if i % 3 == 0 else 40, "20ms"))
         for i in (0, 1, 0, 1):
             await asyncio.sleep(seconds / 16)
             workers[i] = await restart_worker(fleet, workers[i], **settings)
@@ -142,7 +142,7 @@ async def test_a_rolling_restart_of_everything_twice_fails_nobody(fleet, long):
     assert len(gone) >= 2 * len(persons), "every page lost its process more than once"
     assert set(gone) == {1001}
     epochs = [epoch for person in persons for epoch in person.epochs]
-    assert sum(epoch > 1 for epoch in epochs) >= 4, "long answers were handed over"
+    assert sum(epoch > 1 for epoch in epochs) >= 2, "long answers were handed over"
     pauses = sorted(pause for person in persons for pause in person.pauses)
     assert pauses[-1] < 2
     print(

@@ -56,8 +56,12 @@ YOUNG = 8  # tokens up to which an answer has no rhythm that a step with prompts
 SHORT = 128  # tokens of a prompt that does not hold others up
 GATHER_SECONDS = 0.001  # an idle engine waits so long for another request to come
 AUTO_SHARE = 0.25  # of the free memory, for the cache, when nobody says how much
-FAILURES = 5  # steps that may fail in a row before the engine takes the device for broken
+FAILURES = (
+    30  # steps that may fail in a row before the engine takes the device for broken; a poisoned request fails three
+)
 DEAD = "the engine's thread has ended"
+NOT_FINITE = "the model's logits are not finite"
+DEVICE_GONE: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 PRIVATE = (1 << 31 - TOKEN_BITS) - 1  # the root of prefixes that nobody shares; adapters have the numbers below it
 
 
@@ -321,7 +325,7 @@ class Batcher(ContinuousBatchingManager):
                 elif token >= 0:
                     stream.row.advance(token)
                 if token < 0:
-                    steps.append(Step(stream, error="the model's logits are not finite"))
+                    steps.append(Step(stream, error=NOT_FINITE))
                 else:
                     steps.append(Step(stream, token, picked.logprobs.get(place) if picked else None))
             place += future.has_new_token
@@ -421,7 +425,7 @@ class Batcher(ContinuousBatchingManager):
         self._failures += 1
         self.steps += 1
         logger.error("a step of the model failed", exc_info=error)
-        if self._failures >= FAILURES:
+        if isinstance(error, DEVICE_GONE) or self._failures >= FAILURES:
             raise error
 
 

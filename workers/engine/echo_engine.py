@@ -1,7 +1,8 @@
 """An engine without a model: it repeats the last message, or counts. For development, load tests and fault tests.
 
 A message that begins with `/echo 100 20ms` is answered by the words 1 to 100, one every 20 ms. A word is a token.
-Behind it may stand what happens after the last word, instead of the end:
+Where FLEETCHAT_ECHO_FAULTS is set (anybody may write to an echo), behind it may stand what happens after the last word,
+instead of the end:
 
     /echo 5 20ms crash    the process kills itself (SIGKILL)
     /echo 5 20ms fail     the step fails, with all answers that are being written in it
@@ -20,6 +21,7 @@ from broker.messages import ChatRequest, ModelCard
 from workers.engine import EngineOptions, Piece, Progress
 
 CONTEXT = 131_072
+FAULTS = "FLEETCHAT_ECHO_FAULTS"
 SENDING_SECONDS = 0.1  # until what was said has left, before the process kills itself
 COMMAND = re.compile(r"/echo\s+(\d{1,6})(?:\s+(\d{1,6}(?:\.\d+)?)\s*(ms|s)?)?(?:\s+(crash|fail|hang)\b)?")
 
@@ -98,7 +100,7 @@ class EchoEngine:
         if command := COMMAND.match(text):
             words = [f"{i} " for i in range(1, int(command[1]) + 1)]
             pace = float(command[2] or 0) / (1 if command[3] == "s" else 1000)
-            deed = command[4]
+            deed = command[4] if FAULTS in os.environ else None
         else:
             words = re.findall(r"\s*\S+\s*", text)
         yield EchoPieces(self, words, sampling.max_tokens, pace, prompt_tokens, len(said), deed)

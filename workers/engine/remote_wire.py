@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from broker.errors import BadRequest, UpstreamFailed
-from broker.messages import ChatRequest, Sampling, Structure
+from broker.messages import INT, ChatRequest, Sampling, Structure
 from workers.engine import Piece, TokenLogprob
 
 WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
@@ -162,8 +162,9 @@ class Reader:
     def read(self, document: Any) -> list[Piece]:
         """What a document adds; raises some of WRONG when it is of a wrong shape, UpstreamFailed when it says so."""
         if usage := document.get("usage"):
-            self.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            self.completion_tokens = int(usage.get("completion_tokens") or 0)
+            self.prompt_tokens, self.completion_tokens = (
+                min(max(0, int(usage.get(name) or 0)), INT) for name in ("prompt_tokens", "completion_tokens")
+            )
         found = []
         for choice in document.get("choices") or ():
             if choice.get("index"):

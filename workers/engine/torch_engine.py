@@ -30,7 +30,7 @@ from broker.messages import ChatRequest, ModelCard, Sampling
 from broker.sources import ModelSource
 from workers.engine import EngineOptions, Piece, Progress, TokenLogprob, parallel
 from workers.engine.adapters import Adapters, base_of
-from workers.engine.batching import PRIVATE, Batcher, Step, Stream
+from workers.engine.batching import NOT_FINITE, PRIVATE, Batcher, Step, Stream
 from workers.engine.inputs import TOKEN_BITS
 from workers.engine.model import Loaded, load
 from workers.engine.parallel import Followers
@@ -251,7 +251,7 @@ class TorchEngine:
                 answer.take(step.token, None if step.logprob is None else self._spell(step.token, step.logprob))
             if step.error is not None:
                 logger.error("request ended by the engine: %s", step.error)
-                answer.end(StepFailed())
+                answer.end(EngineFailed() if step.error == NOT_FINITE else StepFailed())
 
     def _spell(self, token: int, logprob: Logprob) -> TokenLogprob:
         own, others = logprob

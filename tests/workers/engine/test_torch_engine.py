@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from broker.errors import EngineFailed, ModelUnusable, PromptTooLong
+from broker.errors import EngineFailed, ModelUnusable, PromptTooLong, StepFailed
 from broker.messages import Sampling
 from tests.tiny_model import VOCAB, build
 from tests.workers.engine.conftest import Open, options, request
@@ -222,7 +222,7 @@ async def test_an_engine_whose_steps_all_fail_says_that_it_is_dead(engine: Torch
         raise RuntimeError("the device is gone")
 
     engine._batcher.model.register_forward_pre_hook(fail)
-    for _ in range(20):
+    for _ in range(40):
         with pytest.raises(EngineFailed):
             await ask(engine, "Hello")
         if not engine.alive:
@@ -237,8 +237,9 @@ async def test_logits_that_are_not_finite_end_the_request(engine: TorchEngine) -
         return output * torch.nan
 
     handle = engine._batcher.model.lm_head.register_forward_hook(spoil)
-    with pytest.raises(EngineFailed):
+    with pytest.raises(EngineFailed) as failed:
         await ask(engine, "Hello")
+    assert failed.type is not StepFailed, "it is this request's own, so nothing is tried again"
     handle.remove()
     assert (await ask(engine, "Hello"))[2] is not None
     await settled(engine)
