@@ -174,20 +174,20 @@ async def _status(config: Config, watch: bool) -> None:
     async with Broker.open(config) as broker:
         await _reach(broker)
         if not watch:
-            out.print(*await _tables(broker), sep="\n")
+            out.print(await _tables(broker))
             return
         with Live(console=out, auto_refresh=False) as live:
             while True:
-                grid = Table.grid()
-                for table in await _tables(broker):
-                    grid.add_row(table)
-                live.update(grid, refresh=True)
+                live.update(await _tables(broker), refresh=True)
                 await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _tables(broker: Broker) -> list[Table]:
+async def _tables(broker: Broker) -> Table:
     models, workers = await registry.models(broker), await registry.workers(broker)
-    return [_model_table(models), _worker_table(workers), _count_table(await registry.counts(broker))]
+    grid = Table.grid(padding=(0, 0, 1, 0))
+    for table in (_model_table(models), _worker_table(workers), _count_table(await registry.counts(broker))):
+        grid.add_row(table)
+    return grid
 
 
 def _table(*columns: str) -> Table:
