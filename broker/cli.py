@@ -184,9 +184,10 @@ async def _status(config: Config, watch: bool) -> None:
 
 async def _tables(broker: Broker) -> Table:
     models, workers = await registry.models(broker), await registry.workers(broker)
-    grid = Table.grid(padding=(0, 0, 1, 0))
+    grid = Table.grid()
     for table in (_model_table(models), _worker_table(workers), _count_table(await registry.counts(broker))):
         grid.add_row(table)
+        grid.add_row("")
     return grid
 
 
