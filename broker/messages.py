@@ -7,7 +7,7 @@ and nothing is ever pickled.
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import msgpack
@@ -172,7 +172,8 @@ class ChatRequest:
         return sum(len(m.content.encode()) for m in self.messages) + (len(pack(rest)) if any(rest) else 0)
 
     def encode(self) -> bytes:
-        return pack(asdict(self))
+        # asdict looks at every token id by itself, which is slow for as many as a prompt may have
+        return pack(asdict(replace(self, prompt=None)) | {"prompt": self.prompt})
 
     @classmethod
     def decode(cls, data: bytes) -> Self:

@@ -12,10 +12,11 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
-from broker import accounts, keys, queues, registry
+from broker import accounts, embedded, keys, queues, registry
 from broker.config import Config
 from broker.connection import Broker
 from broker.messages import ChatRequest, ModelCard
+from fleet_process import wait_for_port, web
 from helpers import claim, eventually
 from tests.tiny_model import build
 from webapp import sse
@@ -363,6 +364,19 @@ async def test_a_request_that_is_left_frees_its_slot_at_once(api, worker_in, bro
             left = time.monotonic()
             await eventually(lambda: not worker.claims)
             assert time.monotonic() - left < 0.25, "measured on a busy machine; alone it is some 10 ms"
+
+
+@pytest.mark.timeout(30)
+async def test_the_app_as_it_is_started_lets_go_of_a_plain_request_that_is_left(broker, valkey, tmp_path, worker_in):
+    port = embedded.free_port()
+    with web(valkey, tmp_path, port):
+        await asyncio.to_thread(wait_for_port, port)
+        async with worker_in() as worker, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            body = {"model": "echo", "messages": [{"role": "user", "content": "/echo 5000 10ms"}]}
+            asking = asyncio.create_task(session.post(CHAT, json=body))
+            await eventually(lambda: worker.claims)
+            asking.cancel()
+            await eventually(lambda: not worker.claims, 0.5)
 
 
 async def test_a_prompt_that_is_too_long_is_a_plain_400_also_for_a_stream(post, site, worker_in):

@@ -12,7 +12,7 @@ from broker.errors import BadRequest, PromptTooLong
 from broker.messages import ChatRequest, Sampling
 from broker.sources import ModelSource
 from tests.tiny_model import CONTEXT, START, tokenizer
-from workers.engine import EngineOptions, Piece
+from workers.engine import EngineOptions, Piece, remote_wire
 from workers.engine.echo_engine import open_engine
 from workers.engine.prompt import Prompter
 from workers.engine.torch_engine import TorchEngine
@@ -88,3 +88,9 @@ async def test_the_echo_repeats_a_prompt_and_is_sure_of_it() -> None:
         assert all(piece.logprobs and piece.logprobs[0].top[0].logprob == 0 for piece in pieces[:-1])
         if said:
             assert len(first.data["prompt_logprobs"]) == answer.prompt_tokens
+
+
+def test_a_remote_model_is_asked_for_chats_only() -> None:
+    with pytest.raises(BadRequest) as refused:
+        remote_wire.body(asked("hi"), "m")
+    assert refused.value.param == "prompt"
