@@ -4,6 +4,7 @@ Knows no HTTP. Where tool calls and reasoning are told apart, they come as frame
 """
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -189,20 +190,34 @@ class CompletionForm:
 
 
 class Paper:
-    """The sheet that the choices of one request are written on."""
+    """The sheet that the answers to one request are written on, and what they used."""
 
-    def __init__(self, form: Form, model: str, name: str, created: int) -> None:
-        self._form = form
-        self._head: Map = {"id": form.prefix + name, "created": created, "model": model}
+    def __init__(self, form: Form, requests: Sequence[ChatRequest], per_prompt: int, n: int) -> None:
+        """Of each `per_prompt` requests in a row, which are to the same prompt, the best `n` are shown."""
+        first = requests[0]
+        self._form, self._per_prompt, self._n = form, per_prompt, n
+        self._head: Map = {"id": form.prefix + first.request_id, "created": int(time.time()), "model": first.model}
+        self._counts = [(0, 0)] * len(requests)
 
-    def whole(self, answers: Iterable[Said], usage: Map) -> Map:
+    @property
+    def usage(self) -> Map:
+        """Of what has been read so far."""
+        return usage(self._counts, self._per_prompt)
+
+    def note(self, index: int, said: Said) -> None:
+        """Some of an answer has been read."""
+        self._counts[index] = said.usage
+
+    def whole(self, answers: Sequence[Said]) -> Map:
         """The object of a request that is not streamed."""
-        choices = [self._form.whole(i, said) for i, said in enumerate(answers)]
+        if self._per_prompt > self._n:
+            groups = (answers[i : i + self._per_prompt] for i in range(0, len(answers), self._per_prompt))
+            answers = [said for group in groups for said in best(group, self._n)]
         return {
             **self._head,
             "object": self._form.whole_object,
-            "choices": choices,
-            "usage": usage,
+            "choices": [self._form.whole(i, said) for i, said in enumerate(answers)],
+            "usage": self.usage,
             "system_fingerprint": None,
         }
 
@@ -210,9 +225,9 @@ class Paper:
         """What is new in one choice."""
         return {**self._head, "object": self._form.chunk_object, "choices": [self._form.chunk(index, said)]}
 
-    def last(self, usage: Map) -> Map:
+    def last(self) -> Map:
         """The chunk with the usage."""
-        return {**self._head, "object": self._form.chunk_object, "choices": [], "usage": usage}
+        return {**self._head, "object": self._form.chunk_object, "choices": [], "usage": self.usage}
 
 
 def usage(counts: Sequence[tuple[int, int]], per_prompt: int = 1) -> Map:

@@ -6,7 +6,6 @@ The check of keys, limits and the shape of errors is `webapp.access`' and `webap
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -20,7 +19,7 @@ from broker.streams import Reader
 from broker.tasks import stop
 from webapp import access, openai_answers
 from webapp.body import read_json
-from webapp.openai_answers import ChatForm, CompletionForm, Form, Map, Paper, Progress, Said
+from webapp.openai_answers import ChatForm, CompletionForm, Map, Paper, Progress, Said
 from webapp.openai_types import Asked, ChatCompletion, Completion, StreamOptions, check
 from webapp.sse import Events
 from webapp.state import BROKER
@@ -31,6 +30,8 @@ AT_ONCE = 64  # answers of one request that are asked for at the same time
 MAILBOX = 256  # batches of frames that wait for a slow reader
 
 Batch = list[tuple[int, Frame]]
+Take = Callable[[], Awaitable[list[tuple[int, Said]]]]
+"""Gives what is new, by the index of the answer."""
 
 
 async def models(request: web.Request) -> web.Response:
@@ -58,20 +59,16 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     asked = check(ChatCompletion, await _body(request))
     requests = asked.requests(request[access.ACCOUNT].id)
-    return await _answer(request, asked, requests, ChatForm(asked.logprobs), asked.n, asked.n)
+    return await _answer(request, asked, requests, Paper(ChatForm(asked.logprobs), requests, asked.n, asked.n))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     asked = check(Completion, await _body(request))
-    requests = asked.requests(request[access.ACCOUNT].id)
-    shown = (
-        requests
-        if asked.candidates == asked.n
-        else [one for k, one in enumerate(requests) if k % asked.candidates < asked.n]
-    )
+    requests, candidates = asked.requests(request[access.ACCOUNT].id), asked.candidates
+    shown = [one for k, one in enumerate(requests) if k % candidates < asked.n]
     form = CompletionForm(shown, echo=asked.echo, logprobs=asked.logprobs)
-    return await _answer(request, asked, requests, form, asked.candidates, asked.n)
+    return await _answer(request, asked, requests, Paper(form, requests, candidates, asked.n))
 
 
 async def _body(request: web.Request) -> Map:
@@ -80,54 +77,45 @@ async def _body(request: web.Request) -> Map:
 
 
 async def _answer(
-    request: web.Request, asked: Asked, requests: Sequence[ChatRequest], form: Form, per_prompt: int, n: int
+    request: web.Request, asked: Asked, requests: Sequence[ChatRequest], paper: Paper
 ) -> web.StreamResponse:
-    """The answers to all requests, in the form that was asked for; of each `per_prompt` in a row the best `n`."""
+    """The answers to all requests, in the way that was asked for."""
     broker = request.app[BROKER]
     if not request[access.ACCOUNT].allows(asked.model):
         raise _no_such(asked.model)
     for one in requests:
         chat.check_size(broker, one)
-    paper = Paper(form, asked.model, requests[0].request_id, int(time.time()))
-    counts = [(0, 0)] * len(requests)
     try:
         if asked.stream:
-            return await _stream(request, asked, requests, paper, per_prompt, counts)
-        wholes = [Said() for _ in requests]
+            return await _stream(request, asked, requests, paper)
+        answers = [Said() for _ in requests]
         async with _answering(broker, requests) as take:
             while batch := await take():
                 for i, said in batch:
-                    wholes[i].add(said)
-                    counts[i] = said.usage
-        if per_prompt > n:
-            groups = (wholes[i : i + per_prompt] for i in range(0, len(wholes), per_prompt))
-            wholes = [said for group in groups for said in openai_answers.best(group, n)]
-        return _json(paper.whole(wholes, openai_answers.usage(counts, per_prompt)))
+                    answers[i].add(said)
+                    paper.note(i, said)
+        return _json(paper.whole(answers))
     finally:
-        access.charge(request, openai_answers.usage(counts, per_prompt)["total_tokens"])
+        access.charge(request, paper.usage["total_tokens"])
 
 
 async def _stream(
-    request: web.Request,
-    asked: Asked,
-    requests: Sequence[ChatRequest],
-    paper: Paper,
-    per_prompt: int,
-    counts: list[tuple[int, int]],
+    request: web.Request, asked: Asked, requests: Sequence[ChatRequest], paper: Paper
 ) -> web.StreamResponse:
+    """The same as events. What goes wrong behind the first one is an event, too."""
     events = Events(request)
     try:
         try:
-            await _relay(request, events, asked, requests, paper, per_prompt, counts)
-        except (FleetError, ConnectionError) as error:
-            if not events.begun or isinstance(error, ConnectionError):
-                raise
-            await events.send(openai_answers.error(error))
-        except Exception:
+            async with _answering(request.app[BROKER], requests) as take:
+                await _relay(events, take, paper, asked.stream_options or StreamOptions())
+        except ConnectionError:
+            raise
+        except Exception as error:
             if not events.begun:
                 raise
-            logger.exception("a stream of %s failed", asked.model)
-            await events.send(openai_answers.error(FleetError()))
+            if not isinstance(error, FleetError):
+                logger.exception("a stream of %s failed", asked.model)
+            await events.send(openai_answers.error(error if isinstance(error, FleetError) else FleetError()))
         return await events.end()
     except ConnectionError:
         if not events.begun:
@@ -135,36 +123,24 @@ async def _stream(
         return events.response  # nobody is there any more
 
 
-async def _relay(
-    request: web.Request,
-    events: Events,
-    asked: Asked,
-    requests: Sequence[ChatRequest],
-    paper: Paper,
-    per_prompt: int,
-    counts: list[tuple[int, int]],
-) -> None:
-    options = asked.stream_options or StreamOptions()
-    async with _answering(request.app[BROKER], requests) as take:
-        while batch := await events.wait(take):
-            chunks = []
-            for i, said in batch:
-                counts[i] = said.usage
-                chunk = paper.chunk(i, said)
-                if options.continuous_usage_stats:
-                    chunk["usage"] = openai_answers.usage(counts, per_prompt)
-                elif options.include_usage:
-                    chunk["usage"] = None  # as OpenAI has it
-                chunks.append(chunk)
-            await events.send(*chunks)
+async def _relay(events: Events, take: Take, paper: Paper, options: StreamOptions) -> None:
+    while batch := await events.wait(take):
+        chunks = []
+        for i, said in batch:
+            paper.note(i, said)
+            chunk = paper.chunk(i, said)
+            if options.continuous_usage_stats:
+                chunk["usage"] = paper.usage
+            elif options.include_usage:
+                chunk["usage"] = None  # as OpenAI has it
+            chunks.append(chunk)
+        await events.send(*chunks)
     if options.include_usage:
-        await events.send(paper.last(openai_answers.usage(counts, per_prompt)))
+        await events.send(paper.last())
 
 
 @asynccontextmanager
-async def _answering(
-    broker: Broker, requests: Sequence[ChatRequest]
-) -> AsyncIterator[Callable[[], Awaitable[list[tuple[int, Said]]]]]:
+async def _answering(broker: Broker, requests: Sequence[ChatRequest]) -> AsyncIterator[Take]:
     """A function that gives what is new in any of the answers, and nothing once all have ended; leaving ends them all.
 
     What it raises is the error of the first answer that has one. It may be cancelled and called again.

@@ -559,6 +559,22 @@ async def test_a_key_opens_closes_and_limits(api, broker: Broker, worker_in, con
             assert response.status == 401
 
 
+async def test_no_spelling_of_a_path_gets_round_the_key(api, site, broker):
+    await accounts.create(broker, "me")
+    for path in (
+        "/%76%31/models",
+        "/v1/%6dodels",
+        "/v1/./models",
+        "/x/../v1/models",
+        "//v1/models",
+        "/v1//models",
+        "/V1/models",
+    ):
+        async with api.get(aiohttp.client.URL(str(site.make_url("/")).rstrip("/") + path, encoded=True)) as response:
+            assert response.status in (401, 404), path
+            assert "data" not in await response.json()
+
+
 async def test_a_key_sees_and_asks_only_its_models_and_owns_what_it_asks(api, post, broker):
     cards = [ModelCard("m", state="ready"), ModelCard("n", state="ready")]
     await registry.beat(broker, "w", "ready", {"models": "m n", "slots": 4}, cards)
