@@ -40,7 +40,7 @@ async def ask(
 
 def check_size(broker: Broker, request: ChatRequest) -> None:
     """Raises PromptEmpty or PromptTooLarge: what can be refused without a tokenizer is refused before the queue."""
-    if not request.messages or not request.messages[-1].content.strip():
+    if _is_empty(request):
         raise PromptEmpty
     size, limit = request.size, broker.config.prompt_bytes
     if size > limit:
@@ -48,6 +48,13 @@ def check_size(broker: Broker, request: ChatRequest) -> None:
             f"The conversation has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). "
             "Shorten the message, or start a new conversation."
         )
+
+
+def _is_empty(request: ChatRequest) -> bool:
+    if request.prompt is not None:
+        return not request.prompt
+    last = request.messages[-1] if request.messages else None
+    return last is None or not (last.content.strip() or last.role == "tool")  # a tool may have nothing to say
 
 
 @dataclass(frozen=True, slots=True)

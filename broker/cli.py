@@ -6,6 +6,7 @@ An error is one sentence on standard error: exit code 2 when the command cannot 
 import asyncio
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ import time
 import webbrowser
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +24,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from broker import chat, fleet, registry, sources
+from broker import accounts, chat, fleet, registry, sources
 from broker.config import Config, data_folder
 from broker.connection import Broker
 from broker.errors import BadRequest, FleetError, SetupError
@@ -36,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Chat with your own models, over a queue.",
 )
+keys_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke keys of the API.")
+app.add_typer(keys_app, name="keys")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -324,6 +328,80 @@ async def _ask(config: Config, request: ChatRequest) -> None:
                         f"[dim]{answer.reason}: {answer.usage['prompt_tokens']} tokens in, {tokens} out; first after "
                         f"{1000 * (first or total):.0f} ms, all after {total:.2f} s{rate}[/dim]"
                     )
+
+
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    models: Annotated[str, typer.Option(help="Models that it may ask, with commas.", show_default="all")] = "",
+    rpm: Annotated[int, typer.Option(help="Requests a minute.", min=0, show_default="no limit")] = 0,
+    tpm: Annotated[int, typer.Option(help="Tokens a minute.", min=0, show_default="no limit")] = 0,
+    expires: Annotated[str, typer.Option(help="When it ends: 30d, 12h, 2030-12-31 (UTC).", show_default="never")] = "",
+    data: DataOption = None,
+) -> None:
+    """Make a key and print it, this once. With the first one, every call of the API needs a key."""
+    allowed = [model.strip() for model in models.split(",") if model.strip()]
+    until = _parse_time(expires) if expires else 0.0
+    _run(_create_key(_find_fleet(data), name, allowed, rpm, tpm, until))
+
+
+async def _create_key(config: Config, name: str, models: list[str], rpm: int, tpm: int, expires: float) -> None:
+    async with Broker.open(config) as broker:
+        await _reach(broker)
+        key, account = await accounts.create(broker, name, models=models, rpm=rpm, tpm=tpm, expires=expires)
+        print(key)
+        err.print(f"[dim]{account.id}: keep it, it cannot be shown again.[/dim]")
+
+
+@keys_app.command("list")
+def list_keys(data: DataOption = None) -> None:
+    """Show all keys, their limits and when they end; never the keys themselves."""
+    _run(_list_keys(_find_fleet(data)))
+
+
+async def _list_keys(config: Config) -> None:
+    async with Broker.open(config) as broker:
+        await _reach(broker)
+        found = await accounts.listed(broker)
+    table = _table("name", "id", "models", "requests/min", "tokens/min", "created", "expires")
+    for account in found:
+        limits = [str(limit or "no limit") for limit in (account.rpm, account.tpm)]
+        until = ("expired " if account.expired else "") + (_show_time(account.expires) if account.expires else "never")
+        models = " ".join(account.models) or "all"
+        table.add_row(escape(account.name), account.id, escape(models), *limits, _show_time(account.created), until)
+    out.print(table if found else "There is no key. The API is open on loopback only.")
+
+
+@keys_app.command("revoke")
+def revoke_key(name: Annotated[str, typer.Argument(help="A key's name, or its id.")], data: DataOption = None) -> None:
+    """Take a key away; the next call with it is refused."""
+    _run(_revoke_key(_find_fleet(data), name))
+
+
+async def _revoke_key(config: Config, name: str) -> None:
+    async with Broker.open(config) as broker:
+        await _reach(broker)
+        account = await accounts.revoke(broker, name)
+        out.print(f"{escape(account.name)} ({account.id}) is revoked.")
+
+
+def _parse_time(text: str) -> float:
+    """Seconds since 1970 of `30d`, `12h` or a date; raises SetupError if it is none, or is over."""
+    found = re.fullmatch(r"(\d{1,5})([dh])", text)
+    try:
+        if found:
+            until = time.time() + int(found[1]) * {"d": 86_400, "h": 3600}[found[2]]
+        else:
+            until = datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise SetupError(f"{text!r} is no time. Write 30d, 12h or 2030-12-31.") from None
+    if until <= time.time():
+        raise SetupError(f"{text} is over already.")
+    return until
+
+
+def _show_time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
 def _find_fleet(data: Path | None) -> Config:

@@ -47,7 +47,9 @@ class Config:
     host: str = _setting("FLEETCHAT_HOST", "127.0.0.1", "address the web app listens on")
     port: int = _setting("FLEETCHAT_PORT", 8080, "port the web app listens on", at_least=1, at_most=65_535)
     origins: tuple[str, ...] = _setting(
-        "FLEETCHAT_ORIGINS", (), "further origins whose pages may connect, comma-separated: `https://chat.example.org`"
+        "FLEETCHAT_ORIGINS",
+        (),
+        "further origins whose pages may connect and call the API, comma-separated: `https://chat.example.org`",
     )
     model: str = _setting(
         "FLEETCHAT_MODEL",

@@ -9,6 +9,7 @@ raised where they are known and caught in two places: the web middleware (a page
     │   ├── PromptEmpty           400  prompt_empty
     │   ├── PromptTooLarge        413  prompt_too_large     more bytes than FLEETCHAT_PROMPT_BYTES
     │   └── PromptTooLong         400  context_length_exceeded   more tokens than the model takes
+    ├── Unauthorized              401  invalid_api_key      the API key is missing, unknown or expired
     ├── Forbidden                 403  forbidden
     ├── NotFound                  404  not_found
     │   ├── NoSuchModel           404  model_not_found
@@ -16,7 +17,8 @@ raised where they are known and caught in two places: the web middleware (a page
     ├── Conflict                  409  conflict
     ├── Overloaded                429  overloaded           carries retry_after
     │   ├── QueueFull             429  queue_full
-    │   └── ShareUsed             429  share_used
+    │   ├── ShareUsed             429  share_used
+    │   └── RateLimited           429  rate_limit_exceeded  an API key's requests or tokens a minute are used up
     ├── Unavailable               503  unavailable
     │   ├── NoWorker              503  no_worker
     │   ├── WaitedTooLong         503  waited_too_long
@@ -43,14 +45,16 @@ class FleetError(Exception):
     code: ClassVar[str] = "internal"
     sentence: ClassVar[str] = "Something went wrong on our side. Please try again; the server's log has the cause."
 
-    def __init__(self, message: str = "", *, retry_after: int | None = None) -> None:
+    def __init__(self, message: str = "", *, retry_after: int | None = None, param: str | None = None) -> None:
         super().__init__(message or self.sentence)
         self.retry_after = retry_after  # seconds
+        self.param = param  # the field of the request that is wrong
 
     def to_map(self) -> dict[str, Any]:
-        """What travels: code, message, status and, where known, retry_after (seconds)."""
+        """What travels: code, message, status and, where known, retry_after (seconds) and param."""
+        more = {"retry_after": self.retry_after, "param": self.param}
         error = {"code": self.code, "message": str(self), "status": self.status}
-        return error if self.retry_after is None else error | {"retry_after": self.retry_after}
+        return error | {name: value for name, value in more.items() if value is not None}
 
 
 class BadRequest(FleetError):
@@ -71,6 +75,11 @@ class PromptTooLarge(BadRequest):
 class PromptTooLong(BadRequest):
     code = "context_length_exceeded"
     sentence = "The conversation is longer than the model takes. Shorten it or start a new one."
+
+
+class Unauthorized(FleetError):
+    status, code = 401, "invalid_api_key"
+    sentence = "This API key is missing, unknown, expired or revoked."
 
 
 class Forbidden(FleetError):
@@ -111,6 +120,11 @@ class QueueFull(Overloaded):
 class ShareUsed(Overloaded):
     code = "share_used"
     sentence = "You have as many answers under way as one user may have. Wait for one to finish, or stop one."
+
+
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"
+    sentence = "This API key has used what it may use in a minute. Please try again in a moment."
 
 
 class Unavailable(FleetError):
@@ -180,7 +194,7 @@ class ModelUnusable(SetupError):
 def from_map(error: Mapping[str, Any]) -> FleetError:
     """The error whose `to_map` this was; an unknown code gives a plain FleetError with the same message."""
     return _BY_CODE.get(str(error.get("code")), FleetError)(
-        str(error.get("message", "")), retry_after=error.get("retry_after")
+        str(error.get("message", "")), retry_after=error.get("retry_after"), param=error.get("param")
     )
 
 

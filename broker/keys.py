@@ -29,6 +29,8 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     messages:ID          hash     kept                enqueue end           web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
     secret               string   kept                web, once             web          signs the cookies
+    accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
+    rate:ACCOUNT         hash     until it is full    spend                 spend        what a key may still use: requests, tokens, at (ms)
 
     channel              published by        heard by       what
     ───────────────────  ──────────────────  ─────────────  ─────────────────────────────────────────────
@@ -63,6 +65,8 @@ PATTERNS = {
     "messages": "messages:%s",
     "conversations": "conversations:%s",
     "secret": "secret",
+    "accounts": "accounts",
+    "rate": "rate:%s",
     "stream": "stream:{%s}",
     "control": "control:%s",
     "wake": "wake:%s",
@@ -158,6 +162,7 @@ def events_of(owner: str) -> str:
 MODELS = PATTERNS["models"]
 WORKERS = PATTERNS["workers"]
 SECRET = PATTERNS["secret"]
+ACCOUNTS = PATTERNS["accounts"]
 EVENTS = PATTERNS["events"]
 
 LUA = "local K = {}\n" + "".join(

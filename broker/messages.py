@@ -7,7 +7,7 @@ and nothing is ever pickled.
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import msgpack
@@ -35,6 +35,8 @@ COUNTS = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 1024}
 LONGEST_STOP = 1000  # characters
 BIAS = 10_000
 ROLES = ("system", "developer", "user", "assistant", "tool")
+TOKEN_ID = 2**32 - 1  # the largest
+TOKEN_BYTES = 4  # of text that a token stands for, where a prompt comes as ids
 
 
 def pack(value: Any) -> bytes:
@@ -113,16 +115,20 @@ class Sampling:
             if value is None and name in OPTIONAL:
                 continue
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                raise BadRequest(f"{name} is {value!r:.40}, but must be {NUMBERS[kind]} from {least:g} to {most:g}.")
+                raise BadRequest(
+                    f"{name} is {value!r:.40}, but must be {NUMBERS[kind]} from {least:g} to {most:g}.", param=name
+                )
         if any(not isinstance(i, int) for i in self.stop_token_ids):
-            raise BadRequest("stop_token_ids holds something that is no token id.")
+            raise BadRequest("stop_token_ids holds something that is no token id.", param="stop_token_ids")
         if any(not isinstance(text, str) or len(text) > LONGEST_STOP for text in self.stop):
-            raise BadRequest(f"stop holds something that is no text of at most {LONGEST_STOP} characters.")
+            raise BadRequest(
+                f"stop holds something that is no text of at most {LONGEST_STOP} characters.", param="stop"
+            )
         if any(not -BIAS <= bias <= BIAS for _, bias in self.logit_bias):
-            raise BadRequest(f"logit_bias holds a value that is no number from {-BIAS} to {BIAS}.")
+            raise BadRequest(f"logit_bias holds a value that is no number from {-BIAS} to {BIAS}.", param="logit_bias")
         for name, most in COUNTS.items():
             if len(getattr(self, name)) > most:
-                raise BadRequest(f"{name} has {len(getattr(self, name))} entries, and may have {most}.")
+                raise BadRequest(f"{name} has {len(getattr(self, name))} entries, and may have {most}.", param=name)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
@@ -144,7 +150,7 @@ class ChatRequest:
     """One request for one answer."""
 
     model: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...]  # empty when there is a prompt
     sampling: Sampling = field(default_factory=Sampling)
     request_id: str = field(default_factory=new_id)
     owner: str = ""  # who asks; "" has no share of the queue to use up
@@ -152,10 +158,13 @@ class ChatRequest:
     tools: tuple[Mapping[str, Any], ...] = ()  # what the model may call, in OpenAI's form
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, as enable_thinking
     continue_final_message: bool = False  # the last message is the assistant's, and the answer goes on in it
+    prompt: str | tuple[int, ...] | None = None  # a text, or its token ids, that the answer goes on from; no template
 
     @property
     def size(self) -> int:
-        """UTF-8 bytes of all that goes into the prompt."""
+        """UTF-8 bytes of all that goes into the prompt; a token id counts as so many as tokens mostly have."""
+        if self.prompt is not None:
+            return len(self.prompt.encode()) if isinstance(self.prompt, str) else TOKEN_BYTES * len(self.prompt)
         more = [
             [m.name, m.tool_call_id, m.tool_calls] for m in self.messages if m.name or m.tool_call_id or m.tool_calls
         ]
@@ -163,7 +172,8 @@ class ChatRequest:
         return sum(len(m.content.encode()) for m in self.messages) + (len(pack(rest)) if any(rest) else 0)
 
     def encode(self) -> bytes:
-        return pack(asdict(self))
+        # asdict looks at every token id by itself, which is slow for as many as a prompt may have
+        return pack(asdict(replace(self, prompt=None)) | {"prompt": self.prompt})
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -172,10 +182,13 @@ class ChatRequest:
             raw = unpack(data)
             sampling = Sampling.of(raw["sampling"])
             sampling.check()
-            messages = tuple(_message(m) for m in raw["messages"])
-            return cls(
-                **_known(cls, raw) | {"messages": messages, "sampling": sampling, "tools": tuple(raw.get("tools", ()))}
-            )
+            checked = {
+                "messages": tuple(_message(m) for m in raw["messages"]),
+                "sampling": sampling,
+                "tools": tuple(raw.get("tools", ())),
+                "prompt": _prompt(raw.get("prompt")),
+            }
+            return cls(**_known(cls, raw) | checked)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRequest(f"The stored request cannot be read: {error!r}.") from error
 
@@ -192,6 +205,7 @@ class Frame:
     logprobs: Sequence[Mapping[str, Any]] | None = None  # of each token, see `workers.engine.TokenLogprob`
     data: Any = None
     end: Mapping[str, Any] | None = None  # reason, usage, timings, error
+    usage: Sequence[int] | None = None  # tokens of the prompt, and of the answer with this frame
 
     def encode(self) -> bytes:
         frame: dict[str, Any] = {
@@ -208,6 +222,8 @@ class Frame:
             frame["data"] = self.data
         if self.end is not None:
             frame["end"] = self.end
+        if self.usage is not None:
+            frame["usage"] = self.usage
         return bytes(msgpack.packb(frame))
 
     @classmethod
@@ -245,6 +261,14 @@ def _message(raw: Mapping[str, Any]) -> Message:
         raise BadRequest(f"There is no role {str(raw['role'])[:40]!r}; a message's is one of {', '.join(ROLES)}.")
     more = {key: str(raw[key]) for key in ("name", "tool_call_id") if raw.get(key)}
     return Message(str(raw["role"]), str(raw["content"]), tool_calls=tuple(raw.get("tool_calls", ())), **more)
+
+
+def _prompt(raw: Any) -> str | tuple[int, ...] | None:
+    if raw is None or isinstance(raw, str):
+        return raw
+    if any(type(i) is not int or not 0 <= i <= TOKEN_ID for i in raw):
+        raise BadRequest("The prompt holds something that is no token id.", param="prompt")
+    return tuple(raw)
 
 
 def _known(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:

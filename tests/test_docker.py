@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from broker import chat, keys, registry
+from broker import accounts, chat, keys, registry
 from broker.connection import Broker
 from fleet_process import worker as worker_process
 from helpers import eventually, request
@@ -65,6 +65,10 @@ async def test_a_worker_and_a_web_app_need_no_more_than_their_users_may(broker, 
                         assert 'fleet_accepted_total{model_name="echo"} 2.0' in await response.text()
                     async with browser.delete(f"/conversations/{accepted['conversation']}") as response:
                         assert response.status == 204
+                    key, _ = await accounts.create(broker, "me", rpm=60, tpm=1000)
+                    body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+                    async with browser.post("/v1/chat/completions", json=body, headers={"x-api-key": key}) as response:
+                        assert response.status == 200
                     async with browser.get("/conversations") as response:
                         assert len((await response.json())["conversations"]) == 1
             process.terminate()
@@ -83,6 +87,7 @@ async def _ready(broker: Broker) -> bool:
     ("user", "command"),
     [
         ("worker", ("GET", keys.SECRET)),
+        ("worker", ("HGETALL", keys.ACCOUNTS)),
         ("worker", ("HGETALL", keys.messages("x"))),
         ("worker", ("XADD", "votes", "*", "a", "b")),
         ("worker", ("ZRANGE", keys.conversations("x"), "0", "-1")),
@@ -111,6 +116,8 @@ async def test_a_command_line_user_can_ask_and_drain(broker, users, worker_in):
     async with worker_in() as worker:
         config = replace(broker.config, redis_url=users["web"])
         async with Broker.open(config) as opened:
+            await accounts.create(opened, "me")
+            await accounts.revoke(opened, (await accounts.listed(opened))[0].id)
             assert (await chat.answer(opened, request("hello", model="echo", keep=False))).text == "hello"
             assert (await registry.counts(opened))["echo"]["ended:stop"] == 1
             assert await registry.drain(opened, worker.ctx["worker_id"])

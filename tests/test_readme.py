@@ -1,6 +1,7 @@
 """The README tells the truth: settings, commands, routes and every redis-cli line."""
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -11,9 +12,10 @@ from urllib.parse import urlsplit
 import pytest
 from typer.main import get_command
 
-from broker import chat
+from broker import chat, embedded
 from broker.cli import app as cli
 from broker.config import Config, data_folder
+from fleet_process import wait_for_port, web
 from helpers import request
 from webapp.app import create_app
 
@@ -41,7 +43,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_no_other():
 
 def test_every_command_and_option_of_up_is_named():
     commands = get_command(cli).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"up", "status", "ask", "drain"}
+    assert set(commands) == {"up", "status", "ask", "drain", "keys"}
     for name in commands:
         assert f"fleetchat {name}" in README
     for option in commands["up"].params:
@@ -98,6 +100,18 @@ async def test_the_redis_cli_lines_work_as_printed(broker, worker_in, tmp_path):
     assert said.startswith("1")
     assert "subscribe" in followed
     assert running in followed, "frames that came while it followed"
+
+
+@pytest.mark.timeout(30)
+async def test_the_curl_line_works_as_printed(broker, valkey, worker_in, tmp_path):
+    port = embedded.free_port()
+    (command,) = block("curl")
+    with web(valkey, tmp_path, port):
+        await asyncio.to_thread(wait_for_port, port)
+        async with worker_in(model="pocket=echo"):
+            line = ["bash", "-c", command.replace(":8080", f":{port}")]
+            done = await asyncio.to_thread(subprocess.run, line, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "Hello!"
 
 
 def test_ci_runs_the_readmes_second_command():

@@ -24,7 +24,13 @@ def main() -> None:
         logs.configure(config.log)
         logger.info("listening on http://%s:%d", config.host, config.port)
         web.run_app(
-            create_app(config), host=config.host, port=config.port, print=None, access_log=None, shutdown_timeout=1.0
+            create_app(config),
+            host=config.host,
+            port=config.port,
+            print=None,
+            access_log=None,
+            shutdown_timeout=1.0,
+            handler_cancellation=True,  # who goes away lets go of the answers that were asked for
         )
     except SetupError as error:
         sys.exit(_complain(str(error)))

@@ -1,7 +1,8 @@
 """The web app: its state, its middleware and its routes, on one page.
 
 Who calls whom: the browser loads a page, opens `/ws`, and asks; `webapp.chat` turns that into `broker.chat.ask` and
-hands the frames to the socket as they were published. Everything else a page needs is JSON.
+hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use /v1, which is
+`webapp.openai_api`.
 """
 
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import chat, health, pages, sockets, statics
+from webapp import access, chat, health, openai_api, pages, sockets, statics
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -39,6 +40,7 @@ def create_app(config: Config) -> web.Application:
     app.cleanup_ctx.append(connected)
     app.cleanup_ctx.append(sockets.watched)
     app.on_shutdown.append(sockets.close_all)
+    app.on_response_prepare.append(access.sign)
     app.add_routes(
         [
             web.get("/", pages.chat, name="home"),
@@ -49,6 +51,10 @@ def create_app(config: Config) -> web.Application:
             web.get("/conversations/{conversation}", chat.show_conversation, name="conversation-messages"),
             web.patch("/conversations/{conversation}", chat.rename_conversation, name="conversation-rename"),
             web.delete("/conversations/{conversation}", chat.delete_conversation, name="conversation-delete"),
+            web.get("/v1/models", openai_api.models, name="v1-models"),
+            web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
+            web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
+            web.post("/v1/completions", openai_api.completions, name="v1-completions"),
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),

@@ -1,4 +1,4 @@
-"""Around every request: who may ask, what the answer may load, and errors as a page or as JSON."""
+"""Around every request: who may ask, what the answer may load, and errors as a page, as JSON, or in OpenAI's form."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,6 +8,7 @@ from aiohttp import web
 
 from broker.config import LOOPBACK, Config
 from broker.errors import FleetError, Forbidden, NotFound
+from webapp import access
 from webapp.state import BROKER, TEMPLATES
 
 logger = logging.getLogger("fleetchat.web")
@@ -40,10 +41,14 @@ HEADERS = {
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse foreign pages, turn errors into answers, set the headers that keep pages safe."""
     try:
+        access.name(request)
         check_host(request)
         if request.method not in SAFE:
             check_origin(request)
-        response = await handler(request)
+        if access.is_api(request):
+            response = access.preflight(request) or await _call(request, handler)
+        else:
+            response = await handler(request)
     except FleetError as error:
         response = _answer(request, error)
     except web.HTTPNotFound:
@@ -56,6 +61,11 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if not response.prepared:
         response.headers.update(HEADERS)
     return response
+
+
+async def _call(request: web.Request, handler: Handler) -> web.StreamResponse:
+    await access.admit(request)
+    return await handler(request)
 
 
 def check_host(request: web.Request) -> None:
@@ -85,6 +95,8 @@ def _answer(
     request: web.Request, error: FleetError, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     status = status or error.status
+    if access.is_api(request):
+        return access.refusal(error, status, headers)
     more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if allow := (headers or {}).get("Allow"):
         more["Allow"] = allow

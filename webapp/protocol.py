@@ -11,7 +11,9 @@ Id = Annotated[str, Field(pattern=r"^[0-9a-f]{26}$")]
 Ref = Annotated[str, Field(max_length=64)]
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
+    """What comes from outside: no unknown fields, no types turned into others, no null."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -20,7 +22,7 @@ class _Closed(BaseModel):
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
-class Settings(_Closed):
+class Settings(Closed):
     """The page's controls."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
@@ -34,7 +36,7 @@ class Settings(_Closed):
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)
 
 
-class Incoming(_Closed):
+class Incoming(Closed):
     """Any message of a page."""
 
     type: str

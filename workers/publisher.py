@@ -93,6 +93,7 @@ class Outgoing:
             [token.to_map() for piece in pieces for token in piece.logprobs or ()] or None,
             pieces[-1].data if pieces else None,
             end,
+            (self.prompt_tokens or 0, self.tokens) if pieces else None,
         )
         ids = array("I", [i for piece in pieces for i in piece.token_ids]).tobytes()
         count = self.prompt_tokens if not self._written else None

@@ -33,3 +33,4 @@ class Scripts:
         self.expire = script("expire")
         self.beat = script("beat")
         self.leave = script("leave")
+        self.spend = script("spend")

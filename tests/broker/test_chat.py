@@ -8,7 +8,7 @@ import pytest
 
 from broker import chat, keys, queues, registry
 from broker.errors import NoSuchModel, NoWorker, PromptEmpty, PromptTooLarge
-from broker.messages import Frame, ModelCard
+from broker.messages import ChatRequest, Frame, Message, ModelCard
 from fleet_process import environment
 from helpers import claim, eventually, request
 
@@ -43,6 +43,14 @@ async def test_what_needs_no_tokenizer_is_refused_before_the_queue(broker, card,
     if error is PromptTooLarge:
         assert "262144" in str(refused.value)
     assert await broker.redis.zcard(keys.queue("m")) == 0
+
+
+async def test_an_empty_prompt_and_one_that_is_too_large_are_refused_before_the_queue(broker, card):
+    for prompt, error in (("", PromptEmpty), ((), PromptEmpty), ((1,) * 65_537, PromptTooLarge)):
+        with pytest.raises(error):
+            await chat.answer(broker, ChatRequest("m", (), prompt=prompt))
+    for fine in (ChatRequest("m", (), prompt=" "), ChatRequest("m", (Message("user", "a"), Message("tool", "")))):
+        chat.check_size(broker, fine)
 
 
 async def test_leaving_early_ends_what_nobody_keeps(broker, card):

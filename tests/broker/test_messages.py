@@ -82,3 +82,23 @@ def test_a_role_that_no_template_knows_is_refused():
     raw = unpack(ChatRequest("m", (Message("x" * 10_000, "hi"),)).encode())
     with pytest.raises(BadRequest, match="role"):
         ChatRequest.decode(pack(raw))
+
+
+@pytest.mark.parametrize("prompt", ["", "once upon a time <|im_end|> 🙂", (), (0, 5, 2**32 - 1), (1,) * 5000])
+def test_a_prompt_comes_back_as_it_was(prompt):
+    asked = ChatRequest("m", (), prompt=prompt)
+    assert ChatRequest.decode(asked.encode()) == asked
+    assert asked.size == (len(prompt.encode()) if isinstance(prompt, str) else 4 * len(prompt))
+
+
+@pytest.mark.parametrize("prompt", [[1, -1], [1.5], ["a"], [2**32], [True], 5, {"a": 1}, [[1]]])
+def test_a_prompt_of_something_else_is_a_bad_request(prompt):
+    raw = unpack(ChatRequest("m", ()).encode()) | {"prompt": prompt}
+    with pytest.raises(BadRequest):
+        ChatRequest.decode(pack(raw))
+
+
+def test_an_error_keeps_the_name_of_the_field_on_its_way():
+    with pytest.raises(BadRequest) as refused:
+        Sampling(top_p=3).check()
+    assert from_map(refused.value.to_map()).param == "top_p"

@@ -44,8 +44,9 @@ class Piece:
     finish: str | None = None  # stop (end token or stop string), length, tool_calls or content_filter
     logprobs: tuple[TokenLogprob, ...] | None = None  # one per token, when asked for
     data: Any = (
-        None  # for msgpack: tool calls; in the first piece {"prompt_logprobs": [None, {...}, ...]} when asked for
+        None  # for msgpack: tool calls; in the first piece, when asked for, {"prompt_logprobs": [None, {...}, ...],
     )
+    # "prompt_first": {"token_id", "token"}}: of the first token there is only what it is
 
 
 class Pieces(Protocol):

@@ -1,8 +1,9 @@
 """An engine without a model: it repeats the last message, or counts. For development, load tests and fault tests.
 
-A message that begins with `/echo 100 20ms` is answered by the words 1 to 100, one every 20 ms. A word is a token.
-Where FLEETCHAT_ECHO_FAULTS is set (anybody may write to an echo), behind it may stand what happens after the last word,
-instead of the end:
+Of a prompt it repeats the text, or each token's id as a word. It is sure of all that it says: log-probabilities are 0.
+A message or prompt that begins with `/echo 100 20ms` is answered by the words 1 to 100, one every 20 ms. A word is a
+token. Where FLEETCHAT_ECHO_FAULTS is set (anybody may write to an echo), behind it may stand what happens after the last
+word, instead of the end:
 
     /echo 5 20ms crash    the process kills itself (SIGKILL)
     /echo 5 20ms fail     the step fails, with all answers that are being written in it
@@ -17,12 +18,13 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from broker.errors import PromptTooLong, StepFailed
-from broker.messages import ChatRequest, ModelCard
-from workers.engine import EngineOptions, Piece, Progress
+from broker.messages import ChatRequest, ModelCard, Sampling
+from workers.engine import EngineOptions, Piece, Progress, TokenLogprob
 
 CONTEXT = 131_072
 FAULTS = "FLEETCHAT_ECHO_FAULTS"
 SENDING_SECONDS = 0.1  # until what was said has left, before the process kills itself
+WORD = re.compile(r"\s*\S+\s*")
 COMMAND = re.compile(r"/echo\s+(\d{1,6})(?:\s+(\d{1,6}(?:\.\d+)?)\s*(ms|s)?)?(?:\s+(crash|fail|hang)\b)?")
 
 
@@ -35,25 +37,31 @@ class EchoPieces:
         self,
         engine: "EchoEngine",
         words: list[str],
-        most: int | None,
+        sampling: Sampling,
         pace: float,
-        prompt_tokens: int,
+        prompt: list[str],
         said: int,
         deed: str | None,
     ) -> None:
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = len(prompt)
+        self._prompt = prompt if sampling.prompt_logprobs is not None and not said else []
+        self._sampling = sampling
         self._engine = engine
         self._failures = engine.failures
         self._deed = deed  # crash, fail or hang, instead of the end
-        self._words = words[:most]
+        self._words = words[: sampling.max_tokens]
         self._finish = "stop" if len(self._words) == len(words) else "length"
         self._pace = pace  # seconds between two words
         self._said = said
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
+        if self._prompt:
+            scores = [_sure(i, word, self._sampling.prompt_logprobs).to_map() for i, word in enumerate(self._prompt)]
+            yield Piece("", data={"prompt_logprobs": [None, *scores[1:]], "prompt_first": scores[0]})
         for i in range(self._said, len(self._words)):
             await self._step()
-            yield Piece(self._words[i], (i,))
+            sure = None if self._sampling.logprobs is None else (_sure(i, self._words[i], self._sampling.logprobs),)
+            yield Piece(self._words[i], (i,), logprobs=sure)
         if self._deed == "crash":
             await asyncio.sleep(SENDING_SECONDS)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -92,21 +100,34 @@ class EchoEngine:
 
     @asynccontextmanager
     async def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AsyncIterator[EchoPieces]:
-        messages, sampling = request.messages, request.sampling
-        prompt_tokens = sum(len(m.content.split()) for m in messages)
-        if prompt_tokens >= CONTEXT:
-            raise PromptTooLong(f"The prompt has {prompt_tokens} tokens, and echo takes {CONTEXT}.")
-        text, pace, deed = messages[-1].content, 0.0, None
+        if isinstance(request.prompt, tuple):
+            texts = ["".join(f"{i} " for i in request.prompt)]
+        else:
+            texts = [m.content for m in request.messages] if request.prompt is None else [request.prompt]
+        prompt = [word for text in texts for word in _words(text)]
+        if len(prompt) >= CONTEXT:
+            raise PromptTooLong(f"The prompt has {len(prompt)} tokens, and echo takes {CONTEXT}.")
+        text, pace, deed = texts[-1], 0.0, None
         if command := COMMAND.match(text):
             words = [f"{i} " for i in range(1, int(command[1]) + 1)]
             pace = float(command[2] or 0) / (1 if command[3] == "s" else 1000)
             deed = command[4] if FAULTS in os.environ else None
         else:
-            words = re.findall(r"\s*\S+\s*", text)
-        yield EchoPieces(self, words, sampling.max_tokens, pace, prompt_tokens, len(said), deed)
+            words = _words(text)
+        yield EchoPieces(self, words, request.sampling, pace, prompt, len(said), deed)
 
     async def close(self) -> None:
         """Nothing to free."""
+
+
+def _words(text: str) -> list[str]:
+    """The words with the blanks around them."""
+    return [] if text.isspace() else WORD.findall(text)  # of blanks alone the pattern tries every part
+
+
+def _sure(token_id: int, word: str, alternatives: int | None) -> TokenLogprob:
+    own = TokenLogprob(token_id, word.encode(), 0.0)
+    return TokenLogprob(token_id, own.token, 0.0, (own,)) if alternatives else own
 
 
 async def open_engine(options: EngineOptions, progress: Progress) -> EchoEngine:

@@ -39,17 +39,20 @@ class Prompter:
         self._cut = re.compile(
             "|".join(f"{blanks[t][0]}({re.escape(t)}){blanks[t][1]}" for t in longest_first) or r"(?!)"
         )
-        self._plain: Tokenizer | None = None
+        self._plain: Tokenizer | None = None  # for what stands between control tokens
+        self._whole: Tokenizer | None = None  # for a text by itself
         settings = set(inspect.signature(self._tokenizer.apply_chat_template).parameters) - {"documents"}
         self._reserved = settings | {"messages"} | set(self._tokenizer.special_tokens_map)
 
     def encode(self, request: ChatRequest) -> list[int]:
-        """The ids of the conversation, up to where the answer begins or, in a continued message, goes on.
+        """The ids of the conversation, up to where the answer begins or, in a continued message, goes on; of a prompt its own.
 
         Raises:
             BadRequest: the model's template refuses the request or does not know tools, or the last message is not
                 one that can be continued.
         """
+        if request.prompt is not None:
+            return self.encode_text(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
         if reserved := sorted(self._reserved & request.template_kwargs.keys()):
             raise BadRequest(f"chat_template_kwargs cannot set {', '.join(reserved)}. Leave that out.")
         if request.tools and not self._knows_tools:
@@ -75,6 +78,18 @@ class Prompter:
         # What was begun follows where an answer would begin, so an answer goes on as if it had never been cut.
         text = self.render(turns, tools, kwargs) + hidden(begun)
         return self._encode_apart(text, written) if written else self._encode(text)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text without a template, and the tokens that the tokenizer puts around every text, as its start.
+
+        vLLM's completions do the same, but take control strings in the text for control tokens. Here whoever wants
+        those sends token ids.
+        """
+        if not self._pattern.search(text):
+            return list(self._tokenizer.encode(text, add_special_tokens=True, verbose=False))
+        if self._whole is None:
+            self._whole = _without_control(self._tokenizer.backend_tokenizer, apart=False)
+        return list(self._whole.encode(text, add_special_tokens=True).ids)
 
     def render(
         self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -174,10 +189,10 @@ def _mapped(change: Callable[[str], str], value: Any) -> Any:
     return value
 
 
-def _without_control(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that takes control strings as plain characters and adds no space before a text that is not the first."""
+def _without_control(tokenizer: Tokenizer, *, apart: bool = True) -> Tokenizer:
+    """A copy that takes control strings as plain characters and, for parts, adds no space before one that is not the first."""
     state = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
-    if (state.get("pre_tokenizer") or {}).get("prepend_scheme") == "first":
+    if apart and (state.get("pre_tokenizer") or {}).get("prepend_scheme") == "first":
         state["pre_tokenizer"]["prepend_scheme"] = "never"
     plain = Tokenizer.from_str(json.dumps(state))
     plain.encode_special_tokens = True

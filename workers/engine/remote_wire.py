@@ -71,6 +71,8 @@ def body(request: ChatRequest, upstream: str, unsupported: Collection[str] = ())
     Raises:
         BadRequest: a parameter that no such server takes.
     """
+    if request.prompt is not None:
+        raise BadRequest(f"{request.model} runs on another server, which is only asked for chats.", param="prompt")
     sampling, default = request.sampling, Sampling()
     if sampling.prompt_logprobs is not None:
         raise BadRequest(f"{request.model} runs on another server, which gives no prompt_logprobs. Leave it out.")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from broker import sources
 from broker.errors import (
@@ -183,6 +183,8 @@ class TorchEngine:
         scored = None if said else sampling.prompt_logprobs  # they went out with the first token
         unscored = 0 if scored is None else len(prompt)
         answer = Answer(len(prompt), limit, transcript, end_ids, said, sampling.logprobs is not None, matcher, unscored)
+        if scored is not None:
+            answer.first = {"token_id": prompt[0], "token": list(self._vocabulary.spell(prompt[0]))}
         stream = Stream(
             prompt=[*prompt, *said],
             limit=max(1, limit - len(said)),  # a prompt may be scored for its own sake
@@ -220,7 +222,9 @@ class TorchEngine:
         """Raises BadRequest for what only the model's vocabulary tells to be wrong."""
         outside = [i for i, _ in sampling.logit_bias if not 0 <= i < self._ids]
         if outside:
-            raise BadRequest(f"logit_bias has token {outside[0]}, and this model's go from 0 to {self._ids - 1}.")
+            raise BadRequest(
+                f"logit_bias has token {outside[0]}, and this model's go from 0 to {self._ids - 1}.", param="logit_bias"
+            )
 
     async def _encode(self, request: ChatRequest) -> list[int]:
         if request.size > LARGE_PROMPT:
@@ -230,7 +234,9 @@ class TorchEngine:
         if not ids:
             raise BadRequest("The conversation is empty once it is written as this model's template has it.")
         if max(ids) >= self._ids:  # would bring a GPU down
-            raise BadRequest("The conversation holds a token that this model's vocabulary does not have.")
+            raise BadRequest(
+                f"The prompt holds token {max(ids)}, and this model's go from 0 to {self._ids - 1}.", param="prompt"
+            )
         return ids
 
     def _cross(self, steps: Sequence[Step]) -> None:
@@ -296,6 +302,7 @@ class Answer:
     ) -> None:
         """Feeds what has been said, so that text and counting go on behind it."""
         self.prompt_tokens = prompt_tokens
+        self.first: dict[str, Any] = {}  # token of the prompt, beside the scores, of which it has none
         self.leave: Callable[[], None] = lambda: None
         self._limit = limit  # tokens of the answer at most, those in `said` too
         self._transcript = transcript
@@ -379,7 +386,7 @@ class Answer:
             tuple(ids),
             finish=finish,
             logprobs=tuple(logprobs) if self._wants_logprobs else None,
-            data={"prompt_logprobs": scores} if scores else None,
+            data={"prompt_logprobs": scores, "prompt_first": self.first} if scores else None,
         )
 
 

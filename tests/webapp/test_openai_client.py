@@ -1,0 +1,160 @@
+"""The official `openai` package, unchanged, against a running app: what its users do all day."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import openai
+import pytest
+from aiohttp.test_utils import TestServer
+from openai import AsyncOpenAI, OpenAI
+
+from broker import accounts, keys
+from broker.messages import ChatRequest
+from helpers import claim, eventually
+from tests.tiny_model import build
+from webapp.state import BROKER
+
+USER = [{"role": "user", "content": "one two three"}]
+SLOW = [{"role": "user", "content": "/echo 5000 10ms"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+async def client(site: TestServer) -> AsyncIterator[AsyncOpenAI]:
+    """With the number of retries that it has by itself."""
+    async with AsyncOpenAI(base_url=str(site.make_url("/v1")), api_key="none") as made:
+        yield made
+
+
+async def test_chat_stream_and_models(client, worker_in):
+    async with worker_in():
+        answer = await client.chat.completions.create(model="echo", messages=USER, user="me", seed=1)
+        assert answer.choices[0].message.content == "one two three"
+        assert answer.usage.total_tokens == 6
+        stream = await client.chat.completions.create(
+            model="echo", messages=USER, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "one two three"
+        assert chunks[-1].usage.completion_tokens == 3
+        async with client.chat.completions.stream(model="echo", messages=USER) as events:
+            assert (await events.get_final_completion()).choices[0].message.content == "one two three"
+        assert [model.id async for model in client.models.list()] == ["echo"]
+        assert (await client.models.retrieve("echo")).owned_by == "fleetchat"
+
+
+async def test_the_blocking_client(site, worker_in):
+    def work() -> tuple[str, str, str]:
+        with OpenAI(base_url=str(site.make_url("/v1")), api_key="none") as client:
+            answer = client.chat.completions.create(model="echo", messages=USER)
+            chunks = list(client.chat.completions.create(model="echo", messages=USER, stream=True))
+            completion = client.completions.create(model="echo", prompt=[[1, 2]], echo=True)
+            streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            return answer.choices[0].message.content, streamed, completion.choices[0].text
+
+    async with worker_in():
+        assert await asyncio.to_thread(work) == ("one two three", "one two three", "1 2 1 2 ")
+
+
+async def test_completions(client, worker_in):
+    async with worker_in():
+        answer = await client.completions.create(model="echo", prompt=["a b", "c"], logprobs=1, echo=True, n=2)
+        assert [choice.text for choice in answer.choices] == ["a ba b", "a ba b", "cc", "cc"]
+        assert answer.choices[0].logprobs.tokens == ["a ", "b", "a ", "b"]
+        assert answer.choices[0].logprobs.token_logprobs == [None, 0, 0, 0]
+        stream = await client.completions.create(model="echo", prompt="x y", stream=True, echo=True)
+        assert "".join([chunk.choices[0].text async for chunk in stream]) == "x yx y"
+
+
+@pytest.mark.timeout(60)
+async def test_a_schema_and_logprobs_on_a_real_model(client, worker_in, tmp_path: Path):
+    async with worker_in(model=f"tiny={build(tmp_path)}", cache_mb=4, device="cpu"):
+        answer = await client.chat.completions.create(
+            model="tiny",
+            messages=USER,
+            max_completion_tokens=60,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
+        )
+        assert isinstance(json.loads(answer.choices[0].message.content)["ok"], bool)
+        answer = await client.chat.completions.create(
+            model="tiny", messages=USER, max_tokens=3, logprobs=True, top_logprobs=2, extra_body={"ignore_eos": True}
+        )
+        tokens = answer.choices[0].logprobs.content
+        assert len(tokens) == 3
+        assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in tokens)
+        answer = await client.chat.completions.create(
+            model="tiny", messages=USER, extra_body={"guided_choice": ["red", "blue"], "top_k": 5, "min_p": 0.01}
+        )
+        assert answer.choices[0].message.content in ("red", "blue")
+
+
+async def test_errors_are_the_packages_own(client, site, worker_in, broker):
+    async with worker_in():
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.chat.completions.create(model="nope", messages=USER)
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as wrong:
+            await client.chat.completions.create(model="echo", messages=USER, temperature=-1)
+        assert (wrong.value.param, wrong.value.type) == ("temperature", "invalid_request_error")
+        with pytest.raises(openai.BadRequestError, match="nonsense"):
+            await client.chat.completions.create(model="echo", messages=USER, extra_body={"nonsense": 1})
+        site.app[BROKER].config = replace(site.app[BROKER].config, run_seconds=0.3)
+        stream = await client.chat.completions.create(model="echo", messages=SLOW, stream=True)
+        with pytest.raises(openai.APIError, match="time limit"):
+            async for _ in stream:
+                pass
+        await accounts.create(broker, "somebody")
+        with pytest.raises(openai.AuthenticationError):
+            await client.models.list()
+
+
+async def test_a_refusal_is_tried_again_when_it_says_so(client, site, broker, worker_in):
+    key, _ = await accounts.create(broker, "me", rpm=60)
+    account, _ = await accounts.find(broker, key)
+    async with worker_in():
+        await accounts.spend(broker, account, requests=60, force=True)
+        begun = time.monotonic()
+        answer = await client.with_options(api_key=key).chat.completions.create(model="echo", messages=USER)
+        assert answer.choices[0].message.content == "one two three"
+        assert 0.5 < time.monotonic() - begun < 4
+        raw = await client.with_options(api_key=key, max_retries=0).models.with_raw_response.list()
+        assert raw.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_cancelling_ends_the_answer(client, worker_in, stream):
+    async with worker_in() as worker:
+        asking = asyncio.create_task(client.chat.completions.create(model="echo", messages=SLOW, stream=stream))
+        await eventually(lambda: worker.claims)
+        if stream:
+            await (await asking).close()
+        else:
+            asking.cancel()
+        await eventually(lambda: not worker.claims, 1)
+
+
+async def test_a_tools_round_trip_reaches_the_model(client, broker, card):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        *USER,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "7", "tool_call_id": "c"},
+    ]
+    asking = asyncio.create_task(client.chat.completions.create(model="m", messages=messages, tools=[tool]))
+    (taken,) = await eventually(lambda: claim(broker))
+    request = ChatRequest.decode(await broker.redis.get(keys.prompt(taken.request_id)))
+    asking.cancel()
+    assert request.tools == (tool,)
+    assert request.messages[1].tool_calls == (call,)
+    assert request.messages[2].tool_call_id == "c"

@@ -1,0 +1,214 @@
+"""OpenAI's endpoints: a body comes in, is asked of the fleet as one or many requests, and goes out whole or in events.
+
+The check of keys, limits and the shape of errors is `webapp.access`' and `webapp.middleware`'s; what may be sent is in
+`webapp.openai_types`, what is said in `webapp.openai_answers`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from broker import chat, registry
+from broker.connection import Broker
+from broker.errors import FleetError, NoSuchModel
+from broker.messages import ChatRequest, Frame
+from broker.streams import Reader
+from broker.tasks import stop
+from webapp import access, openai_answers
+from webapp.body import read_json
+from webapp.openai_answers import ChatForm, CompletionForm, Map, Paper, Progress, Said
+from webapp.openai_types import Asked, ChatCompletion, Completion, StreamOptions, check
+from webapp.sse import Events
+from webapp.state import BROKER
+
+logger = logging.getLogger("fleetchat.api")
+
+AT_ONCE = 64  # answers of one request that are asked for at the same time
+MAILBOX = 256  # batches of frames that wait for a slow reader
+
+Batch = list[tuple[int, Frame]]
+Take = Callable[[], Awaitable[list[tuple[int, Said]]]]
+"""Gives what is new, by the index of the answer."""
+
+
+async def models(request: web.Request) -> web.Response:
+    """GET /v1/models: those that can be asked, now or soon."""
+    account = request[access.ACCOUNT]
+    states = [
+        state
+        for state in await registry.models(request.app[BROKER])
+        if state.state in ("ready", "loading") and account.allows(state.card.name)
+    ]
+    return _json({"object": "list", "data": [openai_answers.model(state) for state in states]})
+
+
+async def model(request: web.Request) -> web.Response:
+    """GET /v1/models/{id}: any that was ever offered."""
+    name = request.match_info["id"]
+    if request[access.ACCOUNT].allows(name):
+        for state in await registry.models(request.app[BROKER]):
+            if state.card.name == name:
+                return _json(openai_answers.model(state))
+    raise _no_such(name)
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions."""
+    asked = check(ChatCompletion, await _body(request))
+    requests = asked.requests(request[access.ACCOUNT].id)
+    return await _answer(request, asked, requests, Paper(ChatForm(asked.logprobs), requests, asked.n, asked.n))
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions."""
+    asked = check(Completion, await _body(request))
+    requests, candidates = asked.requests(request[access.ACCOUNT].id), asked.candidates
+    shown = [one for k, one in enumerate(requests) if k % candidates < asked.n]
+    form = CompletionForm(shown, echo=asked.echo, logprobs=asked.logprobs)
+    return await _answer(request, asked, requests, Paper(form, requests, candidates, asked.n))
+
+
+async def _body(request: web.Request) -> Map:
+    # JSON may write a character in six, and a token id in eleven; the prompt itself is measured by `ask`.
+    return await read_json(request, 2 * request.app[BROKER].config.prompt_bytes + 65_536)
+
+
+async def _answer(
+    request: web.Request, asked: Asked, requests: Sequence[ChatRequest], paper: Paper
+) -> web.StreamResponse:
+    """The answers to all requests, in the way that was asked for."""
+    broker = request.app[BROKER]
+    if not request[access.ACCOUNT].allows(asked.model):
+        raise _no_such(asked.model)
+    for one in requests:
+        chat.check_size(broker, one)
+    try:
+        if asked.stream:
+            return await _stream(request, asked, requests, paper)
+        answers = [Said() for _ in requests]
+        async with _answering(broker, requests) as take:
+            while batch := await take():
+                for i, said in batch:
+                    answers[i].add(said)
+                    paper.note(i, said)
+        return _json(paper.whole(answers))
+    finally:
+        access.charge(request, paper.usage["total_tokens"])
+
+
+async def _stream(
+    request: web.Request, asked: Asked, requests: Sequence[ChatRequest], paper: Paper
+) -> web.StreamResponse:
+    """The same as events. What goes wrong behind the first one is an event, too."""
+    events = Events(request)
+    try:
+        try:
+            async with _answering(request.app[BROKER], requests) as take:
+                await _relay(events, take, paper, asked.stream_options or StreamOptions())
+        except ConnectionError:
+            raise
+        except Exception as error:
+            if not events.begun:
+                raise
+            if not isinstance(error, FleetError):
+                logger.exception("a stream of %s failed", asked.model)
+            await events.send(openai_answers.error(error if isinstance(error, FleetError) else FleetError()))
+        return await events.end()
+    except ConnectionError:
+        if not events.begun:
+            raise
+        return events.response  # nobody is there any more
+
+
+async def _relay(events: Events, take: Take, paper: Paper, options: StreamOptions) -> None:
+    while batch := await events.wait(take):
+        chunks = []
+        for i, said in batch:
+            paper.note(i, said)
+            chunk = paper.chunk(i, said)
+            if options.continuous_usage_stats:
+                chunk["usage"] = paper.usage
+            elif options.include_usage:
+                chunk["usage"] = None  # as OpenAI has it
+            chunks.append(chunk)
+        await events.send(*chunks)
+    if options.include_usage:
+        await events.send(paper.last())
+
+
+@asynccontextmanager
+async def _answering(broker: Broker, requests: Sequence[ChatRequest]) -> AsyncIterator[Take]:
+    """A function that gives what is new in any of the answers, and nothing once all have ended; leaving ends them all.
+
+    What it raises is the error of the first answer that has one. It may be cancelled and called again.
+    """
+    progress = [Progress() for _ in requests]
+
+    def news(batch: Batch) -> list[tuple[int, Said]]:
+        return [(i, progress[i].take(frame)) for i, frame in batch]
+
+    if len(requests) == 1:
+        async with chat.ask(broker, requests[0]) as reader:
+
+            async def take_one() -> list[tuple[int, Said]]:
+                return news(await _take(0, reader))
+
+            yield take_one
+        return
+    many = _Many(broker, requests)
+    try:
+
+        async def take_many() -> list[tuple[int, Said]]:
+            return news(await many.take())
+
+        yield take_many
+    finally:
+        await many.close()
+
+
+async def _take(index: int, reader: Reader) -> Batch:
+    return [(index, received.decode()) for received in await reader.take()]
+
+
+class _Many:
+    """Several answers at once."""
+
+    def __init__(self, broker: Broker, requests: Sequence[ChatRequest]) -> None:
+        config, owned = broker.config, bool(requests[0].owner)
+        self._broker = broker
+        self._gate = asyncio.Semaphore(min(AT_ONCE, config.queue_limit, config.user_limit if owned else AT_ONCE))
+        self._mailbox = asyncio.Queue[Batch | Exception](MAILBOX)
+        self._left = len(requests)
+        self._tasks = [asyncio.create_task(self._read(i, one)) for i, one in enumerate(requests)]
+
+    async def take(self) -> Batch:
+        """The next frames, as many as are there; nothing once all answers have ended. Raises the first error."""
+        if not self._left:
+            return []
+        found = await self._mailbox.get()
+        if isinstance(found, Exception):
+            raise found
+        self._left -= sum(frame.end is not None for _, frame in found)
+        return found
+
+    async def close(self) -> None:
+        await stop(*self._tasks)
+
+    async def _read(self, index: int, request: ChatRequest) -> None:
+        try:
+            async with self._gate, chat.ask(self._broker, request) as reader:
+                while batch := await _take(index, reader):
+                    await self._mailbox.put(batch)
+        except Exception as error:  # whoever takes raises it
+            await self._mailbox.put(error)
+
+
+def _no_such(name: str) -> NoSuchModel:
+    return NoSuchModel(f"There is no model called {name[:128]!r}, or your key may not use it.")
+
+
+def _json(document: Map) -> web.Response:
+    return web.Response(body=openai_answers.dump(document), content_type="application/json")
