@@ -254,3 +254,11 @@ def test_the_worker_that_arqs_command_builds_is_ours(monkeypatch):
 async def test_claims_are_not_taken_while_full(broker, card):
     await queues.enqueue(broker, request())
     assert await claim(broker, want=0) == []
+
+
+async def test_an_echo_that_was_not_told_to_does_no_harm(broker, worker_in):
+    """Anybody may write to it; tests of faults set FLEETCHAT_ECHO_FAULTS."""
+    async with worker_in():
+        for deed in ("crash", "fail", "hang"):
+            answer = await chat.answer(broker, request(f"/echo 2 1ms {deed}", model="echo"))
+            assert (answer.text, answer.reason) == ("1 2 ", "stop")
