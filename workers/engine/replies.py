@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_parsing import ResponseParser
+from transformers.utils.chat_parsing.response_templates import load_response_template
 
 from broker.errors import BadRequest
 from broker.messages import ChatRequest, Structure
@@ -46,6 +47,7 @@ QWEN_XML: Map = {  # Qwen3-Coder's and Qwen3.5's; as in transformers.cli.serving
     "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
 }
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+WRONG = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # from a call of a wrong shape
 CALLS = 16  # that one answer may be made to have; a weak model would call for ever
 
 
@@ -67,9 +69,9 @@ class Replies:
         Args:
             render: gives a conversation with a tool as the chat template writes it.
         """
-        own = getattr(tokenizer, "response_template", None)
+        own = _own(tokenizer)
         self._anchored = own is not None
-        self._spec = _usual(str(tokenizer.chat_template or ""), render) if own is None else _all_optional(own)
+        self._spec = own or _usual(str(tokenizer.chat_template or ""), render)
         written = json.dumps(self._spec["fields"], ensure_ascii=False).replace("\\", "")
         added: Mapping[int, Any] = tokenizer.added_tokens_decoder
         self.markers = frozenset(i for i, t in added.items() if t.special and t.content and t.content in written)
@@ -80,11 +82,7 @@ class Replies:
         if request.prompt is not None or request.sampling.structure is not None or not fields.keys() - {"content"}:
             return None
         prefix = prompt if self._anchored else THINK * self._thinks(request, prompt)
-        try:
-            return Reply(self._spec | {"fields": fields}, prefix, request)
-        except ValueError as error:
-            logger.warning("the model's response template cannot be used: %s", error)
-            return None
+        return Reply(self._spec | {"fields": fields}, prefix, request)
 
     def structure(self, request: ChatRequest, prompt: str) -> Structure:
         """The form of an answer that calls what it must.
@@ -122,36 +120,35 @@ class Reply:
     """One answer's text as parts."""
 
     def __init__(self, spec: Map, prefix: str, request: ChatRequest) -> None:
-        """Raises ValueError when the template is of a wrong shape.
-
-        Args:
-            prefix: of the prompt, what belongs to the answer.
-        """
+        """`prefix` is what of the prompt belongs to the answer, and may have more before it."""
         self.calls = 0
         self.stopped = False  # the only call that may be is complete
         self._names = {tool["function"]["name"] for tool in request.tools}
         self._request_id = request.request_id
         self._parallel = request.parallel_tool_calls
         self._raw = spec["fields"].get("tool_calls") is HERMES
-        self._parser: ResponseParser | None = ResponseParser(spec, prefix, tools=list(request.tools))
+        self._parser: ResponseParser | None = ResponseParser(spec, prefix, tools=[dict(tool) for tool in request.tools])
         self._parts: list[Part] = []
         self._blank = ""  # held back: it is none of the text if a call follows
         self._fresh = any(KINDS.get(event["field"]) == "reasoning" for event in self._parser.initial_events)
         self._call = _Call()
+        self._held = ""  # what has been fed and not yet shown, markers too
 
     def feed(self, text: str) -> list[Part]:
         """The parts that this text makes certain. Nothing more comes once `stopped` is true."""
         if self.stopped:
             return []
         if self._parser is None:
-            return [Part("text", text)] if text else []
+            self._parts = []
+            self._say("text", text)
+            return self._parts
         return self._take(lambda parser: parser.feed(text), text, CALLED)
 
     def finish(self) -> list[Part]:
         """What was held back, when no text will follow."""
-        if self.stopped or self._parser is None:
+        if self.stopped:
             return []
-        parts = self._take(lambda parser: parser.finalize()[1], "", "")
+        parts = [] if self._parser is None else self._take(lambda parser: parser.finalize()[1], "", "")
         if self._blank and not self.calls:
             parts.append(Part("text", self._blank))
         return parts
@@ -159,11 +156,12 @@ class Reply:
     def _take(self, parse: Callable[[ResponseParser], Sequence[Map]], text: str, closing: str) -> list[Part]:
         assert self._parser is not None
         self._parts = []
+        self._held += text
         try:
             events = parse(self._parser)
-        except ValueError:  # what stands between a call's markers is none
+        except WRONG:  # what stands between a call's markers is none
             self._parser, events = None, []
-            self._say("text", self._call.body + text)
+            self._say("text", self._held)
         for event in events:
             if not self.stopped:
                 self._event(event, closing)
@@ -172,19 +170,21 @@ class Reply:
     def _event(self, event: Map, closing: str) -> None:
         kind = KINDS.get(event["field"], "text")
         if event["type"] == "region_open":
-            self._call = _Call()
             self._fresh = self._fresh or kind == "reasoning"
+            if kind == "reasoning":
+                self._held = ""
         elif event["type"] == "region_chunk" and kind == "tool":
             self._call.add(event["text"])
             if self._raw:
                 self._stream()
         elif event["type"] == "region_chunk":
+            self._held = self._held[len(event["text"]) :]
             self._say(kind, event["text"])
         elif kind == "tool":
             self._close(event["value"], closing)
-            self._call = _Call()
+            self._call, self._held = _Call(), ""
         elif kind == "reasoning":
-            self._blank, self._fresh = "", True
+            self._blank, self._held, self._fresh = "", "", True
 
     def _say(self, kind: str, text: str) -> None:
         text = self._blank + text
@@ -217,7 +217,7 @@ class Reply:
         if not self._call.name:
             function = value.get("function") if isinstance(value, Mapping) else None
             name = function.get("name") if isinstance(function, Mapping) else None
-            if not isinstance(function, Mapping) or name not in self._names:
+            if not isinstance(function, Mapping) or not isinstance(name, str) or name not in self._names:
                 self._say("text", f"{CALL}{self._call.body}{closing}" if self._raw else self._call.body)
                 return
             arguments = function.get("arguments", {})
@@ -266,9 +266,17 @@ class _Call:
         return self.body[begin : self.at]
 
 
-def _all_optional(spec: Map) -> Map:
-    """A template that refuses no answer for what it lacks."""
-    return spec | {"fields": {name: field | {"optional": True} for name, field in spec["fields"].items()}}
+def _own(tokenizer: PreTrainedTokenizerBase) -> Map | None:
+    """The model's response template, made to refuse no answer for what it lacks."""
+    spec = getattr(tokenizer, "response_template", None)
+    if spec is None:
+        return None
+    try:
+        load_response_template(spec)
+    except ValueError as error:
+        logger.warning("the model's response template cannot be used: %s", error)
+        return None
+    return dict(spec) | {"fields": {name: field | {"optional": True} for name, field in spec["fields"].items()}}
 
 
 def _usual(template: str, render: Callable[[], str]) -> Map:

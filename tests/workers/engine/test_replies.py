@@ -124,7 +124,7 @@ def test_a_models_own_response_template_comes_first() -> None:
     texts = list('<|pad|>so</t>Hi [CALL weather]{"x": 1}[/CALL]')
     assert parts(texts, request, own=OWN) == ({"reasoning": "so", "text": "Hi"}, [("weather", '{"x": 1}')])
     broken = parts(list("Hi [CALL weather]{no[/CALL] so"), request, own=OWN)
-    assert broken[1] == [] and "{no" in broken[0]["text"] and broken[0]["text"].endswith(" so")
+    assert broken == ({"text": "Hi [CALL weather]{no[/CALL] so"}, [])
     assert made(own=OWN)[0].markers == {0}  # a control token that the detokeniser has to show
 
 
