@@ -156,6 +156,10 @@ class ChatRequest:
     owner: str = ""  # who asks; "" has no share of the queue to use up
     keep: bool = False  # an answer in a stored chat: only Stop or the time limit ends it
     tools: tuple[Mapping[str, Any], ...] = ()  # what the model may call, in OpenAI's form
+    must_call: tuple[
+        str, ...
+    ] = ()  # functions: the answer is a call of one of them, or calls; empty: as the model likes
+    parallel_tool_calls: bool = True  # False: the first call ends the answer
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, as enable_thinking
     continue_final_message: bool = False  # the last message is the assistant's, and the answer goes on in it
     prompt: str | tuple[int, ...] | None = None  # a text, or its token ids, that the answer goes on from; no template
@@ -186,6 +190,7 @@ class ChatRequest:
                 "messages": tuple(_message(m) for m in raw["messages"]),
                 "sampling": sampling,
                 "tools": tuple(raw.get("tools", ())),
+                "must_call": tuple(raw.get("must_call", ())),
                 "prompt": _prompt(raw.get("prompt")),
             }
             return cls(**_known(cls, raw) | checked)

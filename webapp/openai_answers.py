@@ -49,8 +49,8 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self._ends: list[tuple[int, int]] = []  # characters and tokens up to the end of each frame
-        self._told = (0, 0)
+        self._ends: list[tuple[int, int, int]] = []  # characters, tokens and `_length` of calls up to a frame's end
+        self._told = (0, 0, 0)
         self._scored = False
 
     def take(self, frame: Frame) -> Said:
@@ -59,19 +59,21 @@ class Progress:
         if error := end.get("error"):
             raise from_map(error)
         del self._ends[frame.seq :]
-        characters, tokens = self._ends[-1] if self._ends else (0, 0)
+        characters, tokens, called = self._ends[-1] if self._ends else (0, 0, 0)
         told = self._told
         text = frame.text[max(0, told[0] - characters) :]
         scores = list(frame.logprobs or ())[max(0, told[1] - tokens) :]
-        self._ends.append((characters + len(frame.text), tokens + len(frame.logprobs or ())))
-        self._told = max(told[0], self._ends[-1][0]), max(told[1], self._ends[-1][1])
+        calls = list(frame.data or ()) if frame.kind == "tool" else []
+        ends = (characters + len(frame.text), tokens + len(frame.logprobs or ()), called + sum(map(_length, calls)))
+        self._ends.append(ends)
+        self._told = max(told[0], ends[0]), max(told[1], ends[1]), max(told[2], ends[2])
         said = Said(tokens=scores)
         if frame.kind == "reasoning":
             said.reasoning = text
         else:
             said.text = text
         if frame.kind == "tool":
-            said.calls = list(frame.data or ())
+            said.calls = _behind(calls, told[2] - called)
         elif isinstance(frame.data, Mapping) and not self._scored:
             said.prompt, self._scored = _prompt(frame.data), True
         if frame.usage is not None:
@@ -281,6 +283,25 @@ def error(what: FleetError, status: int | None = None) -> Map:
 def dump(document: Any) -> bytes:
     """As JSON, short."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _length(delta: Map) -> int:
+    """The characters of a call's delta, its beginning as one."""
+    return bool(delta.get("id")) + len((delta.get("function") or {}).get("arguments") or "")
+
+
+def _behind(deltas: Iterable[Map], told: int) -> list[Map]:
+    """What the deltas have behind so many characters."""
+    found = []
+    for delta in deltas:
+        length = _length(delta)
+        if told <= 0:
+            found.append(delta)
+        elif told < length:
+            text = delta["function"]["arguments"][told - bool(delta.get("id")) :]
+            found.append({"index": delta["index"], "function": {"arguments": text}})
+        told -= length
+    return found
 
 
 def _prompt(data: Mapping[str, Any]) -> list[Token]:

@@ -181,6 +181,19 @@ class Tool(Closed):
     function: Function
 
 
+class NamedFunction(Closed):
+    """Which function to call."""
+
+    name: str
+
+
+class ToolChoice(Closed):
+    """The tool that has to be called."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
 class JsonSchema(Closed):
     """The schema of an answer."""
 
@@ -333,7 +346,7 @@ class ChatCompletion(Asked):
     top_logprobs: int | None = _ranged("logprobs")
     response_format: ResponseFormat | None = None
     tools: list[Tool] = Field(default_factory=list)
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
     parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     add_generation_prompt: bool = True
@@ -348,6 +361,7 @@ class ChatCompletion(Asked):
                 "add_generation_prompt: false goes with continue_final_message: true only.",
                 param="add_generation_prompt",
             )
+        must_call = self._must_call()
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return [
             ChatRequest(
@@ -355,21 +369,27 @@ class ChatCompletion(Asked):
                 tuple(message.message() for message in self.messages),
                 self.sampling(seed, max_tokens=most, logprobs=(self.top_logprobs or 0) if self.logprobs else None),
                 owner=owner,
-                tools=self._tools(),
+                tools=() if self.tool_choice == "none" else tuple(t.model_dump(exclude_none=True) for t in self.tools),
+                must_call=must_call,
+                parallel_tool_calls=self.parallel_tool_calls,
                 template_kwargs=self.chat_template_kwargs,
                 continue_final_message=self.continue_final_message,
             )
             for seed in self.seeds(self.n)
         ]
 
-    def _tools(self) -> tuple[dict[str, Any], ...]:
-        if self.tool_choice == "none":
+    def _must_call(self) -> tuple[str, ...]:
+        """The functions of which the answer has to call one."""
+        if self.tool_choice in ("none", "auto"):
             return ()
-        if self.tool_choice != "auto":
-            raise BadRequest("Only the values none and auto are supported here.", param="tool_choice")
-        if self.tools and not self.parallel_tool_calls:
-            raise BadRequest("parallel_tool_calls: false is not supported here.", param="parallel_tool_calls")
-        return tuple(tool.model_dump(exclude_none=True) for tool in self.tools)
+        names = tuple(dict.fromkeys(tool.function.name for tool in self.tools))
+        if isinstance(self.tool_choice, ToolChoice):
+            names = tuple(name for name in names if name == self.tool_choice.function.name)
+        if not names:
+            raise BadRequest("tool_choice asks for a call of a tool that is not in tools.", param="tool_choice")
+        if self.structure() is not None:
+            raise BadRequest("An answer that has to be a call can have no other form.", param="tool_choice")
+        return names
 
     def _structures(self) -> dict[str, Structure]:
         found, form = super()._structures(), self.response_format

@@ -25,6 +25,7 @@ from webapp.state import BROKER
 Ask = Callable[..., Any]
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 PROMPT = {"model": "echo", "prompt": "one two three"}
+CALLABLE = {"type": "function", "function": {"name": "g"}}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -219,6 +220,8 @@ async def test_every_spelling_of_a_form_reaches_the_request(post, broker, card, 
         ({"stream_options": {}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required", "guided_regex": "a", "tools": [CALLABLE]}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "h"}}, "tools": [CALLABLE]}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),

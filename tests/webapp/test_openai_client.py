@@ -11,6 +11,7 @@ import openai
 import pytest
 from aiohttp.test_utils import TestServer
 from openai import AsyncOpenAI, OpenAI
+from transformers import AutoTokenizer
 
 from broker import accounts, keys
 from broker.messages import ChatRequest
@@ -141,6 +142,55 @@ async def test_cancelling_ends_the_answer(client, worker_in, stream):
         else:
             asking.cancel()
         await eventually(lambda: not worker.claims, 1)
+
+
+CALLING = """{% if tools %}<|im_start|>system
+<tool_call>{"name": ...}</tool_call><|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.ok }}{% endif %}{{ m.content.split("</think>")[-1] }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+{% if thinking %}<think>
+{% endif %}"""
+
+
+@pytest.mark.timeout(30)
+async def test_tools_are_called_and_thoughts_are_told_apart(client, worker_in, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(build(tmp_path))
+    tokenizer.chat_template = CALLING
+    tokenizer.save_pretrained(tmp_path)
+    tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("f", "g")]
+    asked = {"model": "tiny", "messages": USER, "tools": tools, "seed": 1, "parallel_tool_calls": False}
+    async with worker_in(model=f"tiny={tmp_path}", cache_mb=4, device="cpu"):
+        answer = await client.chat.completions.create(**asked, tool_choice="required")
+        (choice,) = answer.choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        (call,) = choice.message.tool_calls
+        assert (call.type, call.function.name in ("f", "g")) == ("function", True)
+        assert set(json.loads(call.function.arguments)) == {"ok"}
+        named = {"type": "function", "function": {"name": "g"}}
+        stream = await client.chat.completions.create(
+            **asked, tool_choice=named, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        deltas = [delta for chunk in chunks if chunk.choices for delta in chunk.choices[0].delta.tool_calls or ()]
+        assert (deltas[0].index, deltas[0].type, deltas[0].function.name) == (0, "function", "g")
+        assert deltas[0].id
+        assert all(delta.id is None and delta.function.name is None for delta in deltas[1:])
+        assert set(json.loads("".join(delta.function.arguments for delta in deltas))) == {"ok"}
+        assert chunks[-2].choices[0].finish_reason == "tool_calls"
+        assert chunks[-1].usage.completion_tokens > 10
+        async with client.chat.completions.stream(**asked, tool_choice=named) as events:
+            parsed = await events.get_final_completion()
+        assert parsed.choices[0].message.tool_calls[0].function.name == "g"
+        result = {"role": "tool", "content": "seven", "tool_call_id": call.id}
+        turns = [*USER, choice.message, result]
+        extra = {"chat_template_kwargs": {"thinking": True}, "ignore_eos": True}
+        answer = await client.chat.completions.create(
+            model="tiny", messages=turns, tools=tools, max_tokens=12, seed=3, extra_body=extra
+        )
+        message = answer.choices[0].message
+        assert (message.content, answer.choices[0].finish_reason) == ("", "length")
+        assert len(message.reasoning_content) > 3
 
 
 async def test_a_tools_round_trip_reaches_the_model(client, broker, card):

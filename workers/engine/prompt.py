@@ -45,14 +45,21 @@ class Prompter:
         self._reserved = settings | {"messages"} | set(self._tokenizer.special_tokens_map)
 
     def encode(self, request: ChatRequest) -> list[int]:
+        """The ids of `write`."""
+        return self.write(request)[0]
+
+    def write(self, request: ChatRequest) -> tuple[list[int], str]:
         """The ids of the conversation, up to where the answer begins or, in a continued message, goes on; of a prompt its own.
+
+        Beside them the text that the template wrote, in which control strings that somebody else wrote are stand-ins.
 
         Raises:
             BadRequest: the model's template refuses the request or does not know tools, or the last message is not
                 one that can be continued.
         """
         if request.prompt is not None:
-            return self.encode_text(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
+            ids = self.encode_text(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
+            return ids, ""
         if reserved := sorted(self._reserved & request.template_kwargs.keys()):
             raise BadRequest(f"chat_template_kwargs cannot set {', '.join(reserved)}. Leave that out.")
         if request.tools and not self._knows_tools:
@@ -77,7 +84,11 @@ class Prompter:
             raise BadRequest("A tool, a tool call or chat_template_kwargs is nested too deep.") from error
         # What was begun follows where an answer would begin, so an answer goes on as if it had never been cut.
         text = self.render(turns, tools, kwargs) + hidden(begun)
-        return self._encode_apart(text, written) if written else self._encode(text)
+        return (self._encode_apart(text, written) if written else self._encode(text)), text
+
+    def with_tool(self) -> str:
+        """A conversation with a tool, as the template writes it; raises BadRequest when it refuses."""
+        return self.render([{"role": "user", "content": "a"}], [TOOL])
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text without a template, and the tokens that the tokenizer puts around every text, as its start.

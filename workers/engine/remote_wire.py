@@ -92,6 +92,10 @@ def body(request: ChatRequest, upstream: str, unsupported: Collection[str] = ())
         found |= _structure(sampling.structure)
     if request.tools:
         found["tools"] = list(request.tools)
+        if request.must_call:
+            found["tool_choice"] = _choice(request.must_call)
+        if not request.parallel_tool_calls:
+            found["parallel_tool_calls"] = False
     if request.template_kwargs:
         found["chat_template_kwargs"] = dict(request.template_kwargs)
     if request.continue_final_message:
@@ -108,6 +112,12 @@ def _structure(structure: Structure) -> dict[str, Any]:
         return STRUCTURES[structure.kind](structure.value)
     except WRONG:
         raise BadRequest(f"The structure {structure.kind} cannot be read, or a remote model cannot have it.") from None
+
+
+def _choice(names: Collection[str]) -> str | dict[str, Any]:
+    if len(names) > 1:
+        return "required"
+    return {"type": "function", "function": {"name": next(iter(names))}}
 
 
 class Events:

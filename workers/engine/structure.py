@@ -48,6 +48,7 @@ NAMES = {  # as the message of an error calls them
     "regex": "The regular expression",
     "choice": "The list of choices",
     "grammar": "The grammar",
+    "tools": "The tools' parameters",
 }
 _ADDS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf).astype(
     np.float32

@@ -36,10 +36,11 @@ class Detokenizer(Protocol):
 class Vocabulary:
     """What a tokenizer's ids mean; shared by all answers of a model."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Looks at the tokenizer once; keeps it."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, shown: frozenset[int] = frozenset()) -> None:
+        """Looks at the tokenizer once; keeps it. `shown` are control tokens that have a text here, since it is needed."""
         self._tokenizer: Any = tokenizer
-        self._special = {i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        self._shown = {i: self._tokenizer.added_tokens_decoder[i].content for i in shown}
+        self._special = {i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special} - shown
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._byte_level = isinstance(getattr(backend, "decoder", None), decoders.ByteLevel)
         self._bytes: dict[int, bytes] = {}
@@ -50,6 +51,8 @@ class Vocabulary:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of all ids at once, without special tokens."""
+        if any(i in self._shown for i in token_ids):  # `token_ids` has no control tokens but these
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def is_special(self, token_id: int) -> bool:

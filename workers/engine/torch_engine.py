@@ -13,6 +13,8 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +37,7 @@ from workers.engine.inputs import TOKEN_BITS
 from workers.engine.model import Loaded, load
 from workers.engine.parallel import Followers
 from workers.engine.prompt import Prompter
+from workers.engine.replies import Part, Replies, Reply
 from workers.engine.sampling import Logprob, Row
 from workers.engine.structure import Grammars, Matcher
 from workers.engine.text import Transcript, Vocabulary
@@ -111,6 +114,8 @@ class TorchEngine:
             )
         self._prompter = Prompter(loaded.tokenizer)
         self._vocabulary = Vocabulary(loaded.tokenizer)
+        self._replies = Replies(loaded.tokenizer, self._prompter.with_tool)
+        self._marked = Vocabulary(loaded.tokenizer, self._replies.markers)
         self._grammars = Grammars(loaded.tokenizer, self._ids, loaded.end_ids)
         self._answers: dict[Stream, Answer] = {}
         self._adapters = {base.name: 0}
@@ -164,7 +169,8 @@ class TorchEngine:
         if adapter is None:
             raise NoSuchModel(f"This worker does not serve {request.model}.")
         self._check(sampling)
-        prompt = await self._encode(request)
+        prompt, written = await self._encode(request)
+        reply = self._replies.begin(request, written)
         room = self.context - len(prompt)
         if room < 1:
             raise PromptTooLong(
@@ -177,12 +183,16 @@ class TorchEngine:
         endless = sampling.ignore_eos and sampling.structure is None  # behind a complete form nothing else may follow
         end_ids = frozenset(sampling.stop_token_ids) | (frozenset() if endless else self._end_ids)
         matcher = None
+        if request.must_call:
+            sampling = replace(sampling, structure=self._replies.structure(request, written))
         if sampling.structure is not None:
             matcher = await asyncio.to_thread(self._grammars.compile, sampling.structure, said)
-        transcript = Transcript(self._vocabulary, sampling.stop, sampling.min_tokens)
+        vocabulary = self._vocabulary if reply is None else self._marked
+        transcript = Transcript(vocabulary, sampling.stop, sampling.min_tokens)
         scored = None if said else sampling.prompt_logprobs  # they went out with the first token
         unscored = 0 if scored is None else len(prompt)
-        answer = Answer(len(prompt), limit, transcript, end_ids, said, sampling.logprobs is not None, matcher, unscored)
+        scores = sampling.logprobs is not None
+        answer = Answer(len(prompt), limit, transcript, end_ids, said, scores, matcher, unscored, reply)
         if scored is not None:
             answer.first = {"token_id": prompt[0], "token": list(self._vocabulary.spell(prompt[0]))}
         stream = Stream(
@@ -226,18 +236,18 @@ class TorchEngine:
                 f"logit_bias has token {outside[0]}, and this model's go from 0 to {self._ids - 1}.", param="logit_bias"
             )
 
-    async def _encode(self, request: ChatRequest) -> list[int]:
+    async def _encode(self, request: ChatRequest) -> tuple[list[int], str]:
         if request.size > LARGE_PROMPT:
-            ids = await asyncio.to_thread(self._prompter.encode, request)
+            ids, text = await asyncio.to_thread(self._prompter.write, request)
         else:
-            ids = self._prompter.encode(request)
+            ids, text = self._prompter.write(request)
         if not ids:
             raise BadRequest("The conversation is empty once it is written as this model's template has it.")
         if max(ids) >= self._ids:  # would bring a GPU down
             raise BadRequest(
                 f"The prompt holds token {max(ids)}, and this model's go from 0 to {self._ids - 1}.", param="prompt"
             )
-        return ids
+        return ids, text
 
     def _cross(self, steps: Sequence[Step]) -> None:
         """From the batching thread to the event loop."""
@@ -299,6 +309,7 @@ class Answer:
         logprobs: bool,
         matcher: Matcher | None,
         unscored: int,
+        reply: Reply | None,
     ) -> None:
         """Feeds what has been said, so that text and counting go on behind it."""
         self.prompt_tokens = prompt_tokens
@@ -310,6 +321,8 @@ class Answer:
         self._tokens: deque[tuple[int, TokenLogprob | None]] = deque()  # made and not yet read; at most the limit
         self._wants_logprobs = logprobs
         self._matcher = matcher
+        self._reply = reply
+        self._ready: deque[Piece] = deque()
         self._scores: list[TokenLogprob | None] = []  # of the prompt, for the first piece
         self._unscored = unscored
         self._count = len(said)
@@ -317,14 +330,18 @@ class Answer:
         self._done = False
         self._news = asyncio.Event()
         for token in said:
-            transcript.feed(token)
+            self._parts(transcript.feed(token))
         if self.over:
             self._news.set()
 
     @property
     def over(self) -> bool:
         """Whether no more tokens are needed."""
-        return not self._unscored and (self._transcript.stopped or self._count >= self._limit)
+        return not self._unscored and (self._stopped or self._count >= self._limit)
+
+    @property
+    def _stopped(self) -> bool:
+        return self._transcript.stopped or (self._reply is not None and self._reply.stopped)
 
     def take(self, token: int, logprob: TokenLogprob | None) -> None:
         """A new token from the engine."""
@@ -346,6 +363,8 @@ class Answer:
 
     async def __anext__(self) -> Piece:
         """All that has come since the last piece; waits when that is nothing."""
+        if self._ready:
+            return self._ready.popleft()
         if self._done:
             raise StopAsyncIteration
         await self._news.wait()
@@ -353,23 +372,30 @@ class Answer:
         if self._error is not None and not self._tokens:
             self._done = True
             raise self._error
-        piece = self._read()
-        if piece.finish is not None:
+        self._ready.extend(self._read())
+        if self._ready[-1].finish is not None:
             self._done = True
             self.leave()
         elif self._error is not None:
             self._news.set()
-        return piece
+        return self._ready.popleft()
 
-    def _read(self) -> Piece:
-        text, ids, logprobs, ended = "", [], [], False
+    def _parts(self, text: str) -> list[Part]:
+        if self._reply is None:
+            return [Part("text", text)] if text else []
+        return self._reply.feed(text)
+
+    def _read(self) -> list[Piece]:
+        """One piece for each stretch of a kind. The last one has the ids of all: they leave together, in one call."""
+        parts: list[Part] = []
+        ids, logprobs, ended = [], [], False
         while self._tokens and not (self.over or ended):
             token, logprob = self._tokens.popleft()
             ended = token in self._end_ids
             if not ended:
                 ids.append(token)
                 self._count += 1
-                text += self._transcript.feed(token)
+                parts += self._parts(self._transcript.feed(token))
                 if logprob is not None:
                     logprobs.append(logprob)
         finish = None
@@ -378,16 +404,36 @@ class Answer:
             self.leave()
             raise EngineFailed("The answer could not be kept in the form that was asked for. Ask for a simpler form.")
         if ended or self.over:
-            text += self._transcript.finish()
-            finish = "stop" if ended or self._transcript.stopped else "length"
+            parts += self._parts(self._transcript.finish())
+            finish = "stop" if ended or self._stopped else "length"
+            if self._reply is not None:
+                parts += self._reply.finish()
+                finish = "tool_calls" if self._reply.calls and finish == "stop" else finish
         scores, self._scores = [one and one.to_map() for one in self._scores], []
-        return Piece(
-            text,
-            tuple(ids),
-            finish=finish,
-            logprobs=tuple(logprobs) if self._wants_logprobs else None,
-            data={"prompt_logprobs": scores, "prompt_first": self.first} if scores else None,
-        )
+        pieces = _pieces(parts)
+        if scores:
+            pieces[:1] = [Piece("", data={"prompt_logprobs": scores, "prompt_first": self.first}), *pieces[:1]]
+            if len(pieces) > 1 and pieces[1].kind == "text":
+                pieces[:2] = [replace(pieces[1], data=pieces[0].data)]
+        pieces[-1:] = [
+            replace(
+                pieces[-1] if pieces else Piece(""),
+                token_ids=tuple(ids),
+                finish=finish,
+                logprobs=tuple(logprobs) if self._wants_logprobs else None,
+            )
+        ]
+        return pieces
+
+
+def _pieces(parts: Sequence[Part]) -> list[Piece]:
+    """Neighbours of a kind as one."""
+    pieces = []
+    for kind, group in groupby(parts, lambda part: part.kind):
+        some = list(group)
+        calls = [call for part in some for call in part.calls]
+        pieces.append(Piece("".join(part.text for part in some), kind=kind, data=calls or None))
+    return pieces
 
 
 async def _in_daemon(work: Callable[[], T]) -> T:

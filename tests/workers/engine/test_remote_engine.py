@@ -421,6 +421,7 @@ def test_a_default_is_not_sent_and_everything_else_is():
     )
     tool = {"type": "function", "function": {"name": "f"}}
     more = {"tools": (tool,), "template_kwargs": {"enable_thinking": False}, "continue_final_message": True}
+    more |= {"must_call": ("f",), "parallel_tool_calls": False}
     full = json.loads(json.dumps(remote_wire.body(request("m", sampling, **more), "theirs")))
     assert {name: value for name, value in full.items() if name not in plain} == {
         "top_p": 0.5,
@@ -438,6 +439,8 @@ def test_a_default_is_not_sent_and_everything_else_is():
         "stop_token_ids": [3],
         "logprobs": True,
         "top_logprobs": 2,
+        "tool_choice": tool,
+        "parallel_tool_calls": False,
         "tools": [tool],
         "chat_template_kwargs": {"enable_thinking": False},
         "continue_final_message": True,

@@ -192,3 +192,15 @@ def test_stop_strings_wait_for_the_least_tokens():
     text = "".join(map(half.feed, ids)) + half.finish()
     assert half.stopped
     assert text == "fox fox "
+
+
+@pytest.mark.parametrize("made", [tokenizer, sentencepiece_like])
+def test_a_control_token_that_is_needed_is_shown_and_no_other(made) -> None:
+    found = made()
+    ids = found.encode("He or ", add_special_tokens=False)
+    marker, other = found.convert_ids_to_tokens([2, 1])
+    for shown in (frozenset(), frozenset({2})):
+        transcript = Transcript(Vocabulary(found, shown))
+        said = "".join(transcript.feed(i) for i in [*ids, 1, 2, *ids]) + transcript.finish()
+        assert (marker in said, other in said) == (2 in shown, False)
+        assert said.replace(marker, " ").split() == ["He", "or", "He", "or"]
