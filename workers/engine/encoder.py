@@ -35,7 +35,7 @@ PIECE_BYTES = 262_144  # of vectors in one frame
 BATCH_TOKENS = 16_384  # padding included; on a CPU a batch of these would take a large model minutes
 CPU_BATCH_TOKENS = 1024
 BATCH_INPUTS = 128
-WINDOW = 512  # inputs that are sorted together
+WINDOW_SHARE = 8  # a batch's tokens, divided by it: inputs that are sorted together, and that a new request waits for
 LEAST_NORM = 1e-12  # as torch.nn.functional.normalize has it
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
@@ -165,7 +165,7 @@ class EncoderEngine:
 
     def _take(self) -> list[Input]:
         """The next inputs, as many from each request as from the others."""
-        share = max(1, WINDOW // len(self._waiting))
+        share = max(1, self._most // WINDOW_SHARE // len(self._waiting))
         taken = [queue.popleft() for queue in self._waiting for _ in range(min(share, len(queue)))]
         self._waiting = [queue for queue in self._waiting if queue]
         return taken
