@@ -12,14 +12,14 @@ from typing import Any
 from broker import queues, registry, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, Frame
+from broker.messages import ChatRequest, EmbedRequest, Frame, Request, wrong_kind
 from broker.queues import Turn
 from broker.streams import Reader
 
 
 @asynccontextmanager
 async def ask(
-    broker: Broker, request: ChatRequest, turn: Turn | None = None, *, low_priority: bool = False
+    broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False
 ) -> AsyncIterator[Reader]:
     """The frames of one answer, from the moment it is accepted.
 
@@ -27,8 +27,10 @@ async def ask(
         FleetError: on entering, if it is not accepted; nothing has been queued then.
     """
     check_size(broker, request)
-    request.sampling.check()
-    await registry.find(broker, request.model)
+    request.check()
+    card = await registry.find(broker, request.model)
+    if card.state == "ready" and card.kind != request.KIND:  # what kind it is, a loading one may not know yet
+        raise wrong_kind(request)
     async with streams.read(broker, request.request_id) as reader:
         reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)
         try:
@@ -38,23 +40,23 @@ async def ask(
                 broker.later(queues.cancel(broker, request.request_id, request.owner))
 
 
-def check_size(broker: Broker, request: ChatRequest) -> None:
+def check_size(broker: Broker, request: Request) -> None:
     """Raises PromptEmpty or PromptTooLarge: what can be refused without a tokenizer is refused before the queue."""
-    if _is_empty(request):
-        raise PromptEmpty
-    size, limit = request.size, broker.config.prompt_bytes
+    embedding = isinstance(request, EmbedRequest)
+    if request.empty:
+        raise PromptEmpty("An input is empty. Leave it out.", param="input") if embedding else PromptEmpty
+    size, limit = request.size, request.ROOM * broker.config.prompt_bytes
     if size > limit:
+        if embedding:
+            raise PromptTooLarge(
+                f"The input has {size} bytes, and this server takes {limit} ({request.ROOM} times "
+                "FLEETCHAT_PROMPT_BYTES). Send fewer texts at once.",
+                param="input",
+            )
         raise PromptTooLarge(
             f"The conversation has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). "
             "Shorten the message, or start a new conversation."
         )
-
-
-def _is_empty(request: ChatRequest) -> bool:
-    if request.prompt is not None:
-        return not request.prompt
-    last = request.messages[-1] if request.messages else None
-    return last is None or not (last.content.strip() or last.role == "tool")  # a tool may have nothing to say
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,12 @@ class Config:
         "what a worker serves, `--model` has the forms; without it all remote models of the models file, without one `pocket`",
     )
     models_file: Path | None = _setting("FLEETCHAT_MODELS_FILE", None, "TOML file that lists models")
+    role: str = _setting(
+        "FLEETCHAT_ROLE",
+        "auto",
+        "what a worker does: `model` answers, `embed` gives vectors; `auto` embeds if the model's folder says how",
+        one_of=("auto", "model", "embed"),
+    )
     slots: int = _setting("FLEETCHAT_SLOTS", 32, "answers that one worker writes at once", at_least=1)
     device: str = _setting("FLEETCHAT_DEVICE", "auto", "`cuda`, `mps`, `xpu`, `npu`, `cpu`, or `auto`")
     dtype: str = _setting(

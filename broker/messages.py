@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import msgpack
 
@@ -37,6 +37,7 @@ BIAS = 10_000
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TOKEN_ID = 2**32 - 1  # the largest
 TOKEN_BYTES = 4  # of text that a token stands for, where a prompt comes as ids
+MOST_INPUTS = 2048  # of one request for vectors; as many as OpenAI takes
 
 
 def pack(value: Any) -> bytes:
@@ -149,6 +150,10 @@ class Sampling:
 class ChatRequest:
     """One request for one answer."""
 
+    JOB: ClassVar[str] = "chat"  # the worker's function
+    KIND: ClassVar[str] = "chat"  # of models that can do it
+    ROOM: ClassVar[int] = 1  # times FLEETCHAT_PROMPT_BYTES
+
     model: str
     messages: tuple[Message, ...]  # empty when there is a prompt
     sampling: Sampling = field(default_factory=Sampling)
@@ -165,10 +170,22 @@ class ChatRequest:
     prompt: str | tuple[int, ...] | None = None  # a text, or its token ids, that the answer goes on from; no template
 
     @property
+    def empty(self) -> bool:
+        """Whether there is nothing to answer."""
+        if self.prompt is not None:
+            return not self.prompt
+        last = self.messages[-1] if self.messages else None
+        return last is None or not (last.content.strip() or last.role == "tool")  # a tool may have nothing to say
+
+    def check(self) -> None:
+        """Raises BadRequest when a value is out of its range."""
+        self.sampling.check()
+
+    @property
     def size(self) -> int:
         """UTF-8 bytes of all that goes into the prompt; a token id counts as so many as tokens mostly have."""
         if self.prompt is not None:
-            return len(self.prompt.encode()) if isinstance(self.prompt, str) else TOKEN_BYTES * len(self.prompt)
+            return _size(self.prompt)
         more = [
             [m.name, m.tool_call_id, m.tool_calls] for m in self.messages if m.name or m.tool_call_id or m.tool_calls
         ]
@@ -196,6 +213,63 @@ class ChatRequest:
             return cls(**_known(cls, raw) | checked)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRequest(f"The stored request cannot be read: {error!r}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """One request for the vectors of some texts."""
+
+    JOB: ClassVar[str] = "embed"
+    KIND: ClassVar[str] = "embedding"
+    ROOM: ClassVar[int] = 8  # these are many texts, and clients send some hundred pages at once
+    keep: ClassVar[bool] = False  # nobody waits for vectors that nobody reads
+
+    model: str
+    inputs: tuple[str | tuple[int, ...], ...]  # texts, or their token ids as the model's tokenizer gives them
+    dimensions: int | None = None  # None: as many as the model has
+    request_id: str = field(default_factory=new_id)
+    owner: str = ""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is an input with nothing in it, or none at all."""
+        return not self.inputs or not all(self.inputs)
+
+    @property
+    def size(self) -> int:
+        """UTF-8 bytes of all inputs; a token id counts as so many as tokens mostly have."""
+        return sum(map(_size, self.inputs))
+
+    def check(self) -> None:
+        """Raises BadRequest when there are too many inputs, or fewer than one dimension."""
+        if len(self.inputs) > MOST_INPUTS:
+            raise BadRequest(f"input has {len(self.inputs)} entries, and may have {MOST_INPUTS}.", param="input")
+        if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
+            raise BadRequest("dimensions has to be a whole number, at least 1.", param="dimensions")
+
+    def encode(self) -> bytes:
+        return pack(asdict(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises BadRequest when the map is of a wrong shape."""
+        try:
+            raw = unpack(data)
+            found = cls(**_known(cls, raw) | {"inputs": tuple(_input(one) for one in raw["inputs"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadRequest(f"The stored request cannot be read: {error!r}.") from error
+        found.check()
+        return found
+
+
+Request = ChatRequest | EmbedRequest
+
+
+def wrong_kind(request: Request) -> BadRequest:
+    """What is said when a model cannot do a request of this kind, by its name."""
+    if isinstance(request, EmbedRequest):
+        return BadRequest(f"{request.model} is a model that answers and has no embeddings to give.", param="model")
+    return BadRequest(f"{request.model} gives embeddings and cannot answer. Use /v1/embeddings.", param="model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +318,7 @@ class ModelCard:
     state: str = "loading"  # loading, ready, failed; a card without a living worker reads as gone
     progress: int = 0  # percent, while loading
     why: str = ""  # one sentence, when failed
-    kind: str = "chat"
+    kind: str = "chat"  # or embedding
     parent: str = ""
     context: int = 0  # tokens, prompt and answer together
     abilities: tuple[str, ...] = ()
@@ -274,6 +348,18 @@ def _prompt(raw: Any) -> str | tuple[int, ...] | None:
     if any(type(i) is not int or not 0 <= i <= TOKEN_ID for i in raw):
         raise BadRequest("The prompt holds something that is no token id.", param="prompt")
     return tuple(raw)
+
+
+def _input(raw: Any) -> str | tuple[int, ...]:
+    if isinstance(raw, str):
+        return raw
+    if any(type(i) is not int or not 0 <= i <= TOKEN_ID for i in raw):
+        raise BadRequest("input holds something that is no token id.", param="input")
+    return tuple(raw)
+
+
+def _size(prompt: str | tuple[int, ...]) -> int:
+    return len(prompt.encode()) if isinstance(prompt, str) else TOKEN_BYTES * len(prompt)
 
 
 def _known(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:

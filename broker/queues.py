@@ -17,7 +17,7 @@ from arq.jobs import serialize_job
 from broker import keys, metrics
 from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
 from broker.errors import Conflict, FleetError, NoSuchConversation, QueueFull, ShareUsed, StorageFull
-from broker.messages import ChatRequest, pack
+from broker.messages import Request, pack
 
 logger = logging.getLogger("fleetchat.queues")
 
@@ -52,7 +52,7 @@ class Claim:
     crashes: int
 
 
-async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None, *, low_priority: bool = False) -> int:
+async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False) -> int:
     """Accept a request and wake a worker; gives the number of requests before it.
 
     Raises:
@@ -64,7 +64,7 @@ async def enqueue(broker: Broker, request: ChatRequest, turn: Turn | None = None
         metrics.REFUSED.labels("storage").inc()
         raise StorageFull
     config = broker.config
-    job = serialize_job("chat", (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
+    job = serialize_job(request.JOB, (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
     # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
     limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
     async with redis_errors():

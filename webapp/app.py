@@ -55,6 +55,7 @@ def create_app(config: Config) -> web.Application:
             web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
             web.post("/v1/completions", openai_api.completions, name="v1-completions"),
+            web.post("/v1/embeddings", openai_api.embeddings, name="v1-embeddings"),
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),

@@ -3,9 +3,11 @@
 Knows no HTTP. Where tool calls and reasoning are told apart, they come as frames of their own kind, and go out from here.
 """
 
+import base64
 import json
+import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -269,6 +271,20 @@ def model(state: ModelState) -> Map:
         "state": state.state,
         "abilities": list(card.abilities),
     }
+
+
+def embeddings(vectors: Iterable[str], form: str) -> Iterator[bytes]:
+    """Each of the vectors (base64 of float32, little-endian) as an entry of `data`, in JSON."""
+    for i, vector in enumerate(vectors):
+        raw = base64.b64decode(vector)
+        value = vector if form == "base64" else struct.unpack(f"<{len(raw) // 4}f", raw)
+        yield dump({"object": "embedding", "index": i, "embedding": value})
+
+
+def embedding_list(entries: Iterable[bytes], model: str, tokens: int) -> bytes:
+    """The whole answer in JSON, with the entries that `embeddings` gave."""
+    rest = dump({"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+    return b'{"object":"list","data":[' + b",".join(entries) + b"]," + rest[1:]
 
 
 def error(what: FleetError, status: int | None = None) -> Map:

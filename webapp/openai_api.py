@@ -13,19 +13,20 @@ from aiohttp import web
 
 from broker import chat, registry
 from broker.connection import Broker
-from broker.errors import FleetError, NoSuchModel
-from broker.messages import ChatRequest, Frame
+from broker.errors import FleetError, NoSuchModel, from_map
+from broker.messages import ChatRequest, EmbedRequest, Frame
 from broker.streams import Reader
 from broker.tasks import stop
 from webapp import access, openai_answers
 from webapp.body import read_json
 from webapp.openai_answers import ChatForm, CompletionForm, Map, Paper, Progress, Said
-from webapp.openai_types import Asked, ChatCompletion, Completion, StreamOptions, check
+from webapp.openai_types import Asked, ChatCompletion, Completion, Embedding, StreamOptions, check
 from webapp.sse import Events
 from webapp.state import BROKER
 
 logger = logging.getLogger("fleetchat.api")
 
+BREATH = 32  # vectors that are written as JSON in one go
 AT_ONCE = 64  # answers of one request that are asked for at the same time
 MAILBOX = 256  # batches of frames that wait for a slow reader
 
@@ -71,9 +72,36 @@ async def completions(request: web.Request) -> web.StreamResponse:
     return await _answer(request, asked, requests, Paper(form, requests, candidates, asked.n))
 
 
-async def _body(request: web.Request) -> Map:
+async def embeddings(request: web.Request) -> web.Response:
+    """POST /v1/embeddings."""
+    asked = check(Embedding, await _body(request, EmbedRequest.ROOM))
+    account = request[access.ACCOUNT]
+    if not account.allows(asked.model):
+        raise _no_such(asked.model)
+    wanted = asked.request(account.id)
+    pieces: dict[int, list[str]] = {}  # by number: a worker that takes over says some again
+    async with chat.ask(request.app[BROKER], wanted) as reader:
+        async for received in reader:
+            frame = received.decode()
+            pieces[frame.seq] = (frame.data or {}).get("vectors", [])
+    end = frame.end or {}
+    if failed := end.get("error"):
+        raise from_map(failed)
+    tokens = int(end["usage"]["prompt_tokens"])
+    access.charge(request, tokens)
+    vectors = [vector for seq in range(frame.seq + 1) for vector in pieces[seq]]
+    entries = []
+    for entry in openai_answers.embeddings(vectors, asked.encoding_format):
+        entries.append(entry)
+        if len(entries) % BREATH == 0:
+            await asyncio.sleep(0)  # others' turn: a million numbers take half a second to write
+    body = openai_answers.embedding_list(entries, asked.model, tokens)
+    return web.Response(body=body, content_type="application/json")
+
+
+async def _body(request: web.Request, room: int = 1) -> Map:
     # JSON may write a character in six, and a token id in eleven; the prompt itself is measured by `ask`.
-    return await read_json(request, 2 * request.app[BROKER].config.prompt_bytes + 65_536)
+    return await read_json(request, 2 * room * request.app[BROKER].config.prompt_bytes + 65_536)
 
 
 async def _answer(

@@ -16,10 +16,12 @@ from broker.messages import (
     BIAS,
     COUNTS,
     LONGEST_STOP,
+    MOST_INPUTS,
     RANGES,
     ROLES,
     TOKEN_ID,
     ChatRequest,
+    EmbedRequest,
     Message,
     Sampling,
     Structure,
@@ -443,6 +445,24 @@ class Completion(Asked):
             # An end token is no part of an answer, but who scores a prompt (lm-eval) cuts off exactly one token.
             found["ignore_eos"] = True
         return found
+
+
+class Embedding(Closed):
+    """POST /v1/embeddings."""
+
+    model: Annotated[str, Field(min_length=1, max_length=128)]
+    input: Annotated[Prompts, Field(max_length=MOST_INPUTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_harmless(cls, values: Any) -> Any:
+        return _without(values, HARMLESS)
+
+    def request(self, owner: str) -> EmbedRequest:
+        """One for all inputs."""
+        return EmbedRequest(self.model, tuple(self.input), self.dimensions, owner=owner)
 
 
 def check(kind: type[M], raw: Mapping[str, Any]) -> M:

@@ -7,19 +7,22 @@ becomes that last frame; a cancelled job (drain, stop) writes nothing, since who
 import logging
 import time
 from array import array
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from broker import keys, metrics, queues
 from broker.connection import Broker, keep_trying
 from broker.errors import BadRequest, EngineFailed, FleetError, StepFailed, WorkerLost
 from broker.messages import ChatRequest
 from broker.queues import Claim
-from workers.engine import Engine
+from workers.engine import Engine, Pieces
 from workers.publisher import Outgoing, Publisher
 
 logger = logging.getLogger("fleetchat.chat")
+
+R = TypeVar("R")
 
 ABORT = "abort"  # as vLLM calls what did not end by itself: it was stopped, or goes on elsewhere
 
@@ -35,6 +38,16 @@ class Earlier:
 
 async def chat(ctx: dict[str, Any], request_id: str) -> None:
     """arq's job. `ctx` has the broker, the engine, the publisher, and this worker's id and claims."""
+    await serve(ctx, request_id, ChatRequest.decode, _write)
+
+
+async def serve(
+    ctx: dict[str, Any],
+    request_id: str,
+    decode: Callable[[bytes], R],
+    write: Callable[[Any, R, Earlier, Outgoing], Awaitable[str]],
+) -> None:
+    """A job of any kind: `write` says what there is to say of a request, and gives the reason why that ends."""
     broker: Broker = ctx["broker"]
     claim: Claim = ctx["claims"][request_id]
     begun = time.monotonic() - claim.waited
@@ -42,7 +55,7 @@ async def chat(ctx: dict[str, Any], request_id: str) -> None:
     if encoded is None:
         return  # it was stopped between the claim and here
     try:
-        request = ChatRequest.decode(encoded)
+        request = decode(encoded)
     except BadRequest as error:
         await keep_trying(partial(queues.end, broker, claim, error, inspect=True))
         return
@@ -64,7 +77,7 @@ async def chat(ctx: dict[str, Any], request_id: str) -> None:
 
     outcome = ABORT
     try:
-        finish = await _write(ctx["engine"], request, earlier, outgoing)
+        finish = await write(ctx["engine"], request, earlier, outgoing)
     except StepFailed as error:
         outgoing.give_back()
         if await keep_trying(partial(queues.release, broker, claim, error)):
@@ -107,15 +120,20 @@ async def _write(engine: Engine, request: ChatRequest, earlier: Earlier, outgoin
             "The worker that wrote this answer has gone, and this model cannot go on where it stopped. Ask again."
         )
     async with engine.generate(request, earlier.ids) as pieces:
-        outgoing.prompt_tokens = pieces.prompt_tokens
-        async for piece in pieces:
-            if piece.text or piece.token_ids or piece.logprobs or piece.data is not None:
-                outgoing.add(piece)
-            outgoing.prompt_tokens = pieces.prompt_tokens  # a server behind may count late, and by itself
-            if pieces.completion_tokens is not None:
-                outgoing.count(pieces.completion_tokens)
-            if piece.finish:
-                return piece.finish
+        return await relay(pieces, outgoing)
+
+
+async def relay(pieces: Pieces, outgoing: Outgoing) -> str:
+    """Send all pieces on; gives why they end."""
+    outgoing.prompt_tokens = pieces.prompt_tokens
+    async for piece in pieces:
+        if piece.text or piece.token_ids or piece.logprobs or piece.data is not None:
+            outgoing.add(piece)
+        outgoing.prompt_tokens = pieces.prompt_tokens  # a server behind may count late, and by itself
+        if pieces.completion_tokens is not None:
+            outgoing.count(pieces.completion_tokens)
+        if piece.finish:
+            return piece.finish
     raise EngineFailed("The model ended without saying why. Please try again.")
 
 

@@ -135,6 +135,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             config.quantization,
             config.cache_mb,
             config.parallel,
+            config.role,
         )
         try:
             engine = await _unless_stopped(

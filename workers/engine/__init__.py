@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-from broker.messages import ChatRequest, ModelCard
+from broker.errors import ModelUnusable
+from broker.messages import ChatRequest, EmbedRequest, ModelCard
 from broker.sources import ModelSource
 
 Progress = Callable[[int], None]
@@ -107,6 +109,24 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Embedder(Protocol):
+    """An engine of a model of kind `embedding`: vectors instead of text."""
+
+    def embed(self, request: EmbedRequest, said: int = 0) -> AbstractAsyncContextManager[Pieces]:
+        """Enter to start, leave to stop. Each piece's `data` is {"vectors": [...]}: of each input in base64, as OpenAI's
+        clients want it, float32, little-endian. (Redis' scripts read a request's last frame, and know no bytes.)
+
+        Args:
+            said: pieces that an earlier worker has delivered; the same inputs give the same number of pieces anywhere.
+
+        Raises:
+            PromptTooLong, BadRequest: on entering; the input is named by its number.
+            StepFailed: while iterating, as in `Engine.generate`.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """What an engine is opened with."""
@@ -118,6 +138,7 @@ class EngineOptions:
     quantization: str = "none"
     cache_mb: int = 0  # memory for the key-value cache; 0 picks a sane part of what is free
     parallel: int = 1  # GPUs that share the model
+    role: str = "auto"  # model: it answers; embed: it gives vectors; auto: what its folder says
 
 
 async def open_engine(options: EngineOptions, progress: Progress) -> Engine:
@@ -129,6 +150,15 @@ async def open_engine(options: EngineOptions, progress: Progress) -> Engine:
     # How long torch's threads spin while they wait for each other, in loops: the default burns milliseconds that others
     # could use, and not to spin at all halves a small model's speed (see pace.py). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "200000")
-    module = import_module(f"workers.engine.{options.models[0].engine}_engine")
+    source = options.models[0]
+    encodes = source.engine == "torch" and (options.role == "embed" or (options.role == "auto" and is_encoder(source)))
+    if options.role == "embed" and not encodes:
+        raise ModelUnusable(f"{source.name} cannot give embeddings, which FLEETCHAT_ROLE=embed asks for.")
+    module = import_module("workers.engine.encoder" if encodes else f"workers.engine.{source.engine}_engine")
     engine: Engine = await module.open_engine(options, progress)
     return engine
+
+
+def is_encoder(source: ModelSource) -> bool:
+    """Whether a folder says by sentence-transformers' modules that its model is for vectors; never of a hub id."""
+    return (Path(source.source).expanduser() / "modules.json").is_file()

@@ -78,11 +78,11 @@ def load(
     progress(0)
     place = pick_device(device)
     quantization.check(quantized, place)
-    folder, start = _folder(source, progress)
+    folder, start = find_folder(source, progress)
     config = _config(folder, source.trust_remote_code, quantized)
-    files = _files(folder)
-    shapes = _shapes(files)
-    tokenizer = _tokenizer(folder, source)
+    files = weight_files(folder)
+    shapes = tensor_shapes(files)
+    tokenizer = _chat_tokenizer(folder, source)
 
     share = 1 if rank is None or place.type == "cpu" else rank.size  # on a CPU all parts are in one memory
 
@@ -93,17 +93,17 @@ def load(
 
     if rank is not None:
         rank.join(config, place)
-    real = _pick_dtype(dtype, config, place, quantized, needed, folder)
+    real = pick_dtype(dtype, config, place, quantized, needed, folder)
     method = quantization.config(quantized, place)
     with loading(lambda percent: progress(start + percent * (100 - start) // 100)):
-        model = _model(folder, config, place, real, method, source.trust_remote_code, rank)
+        model = read_model(folder, config, place, real, method, source.trust_remote_code, rank)
     if method is not None:
         quantization.give_back()
     progress(100)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
-        context=_context(model, tokenizer),
+        context=context_of(model, tokenizer),
         end_ids=_end_ids(model, tokenizer),
         device=place,
         dtype=model.dtype,
@@ -149,8 +149,8 @@ def _count(kind: str) -> int:
     return int(module.device_count()) if module is not None and module.is_available() else 0
 
 
-def _folder(source: ModelSource, progress: Progress) -> tuple[Path, int]:
-    """Where the model is, and the percentage that getting it there was."""
+def find_folder(source: ModelSource, progress: Progress) -> tuple[Path, int]:
+    """Where the model is, and the percentage that getting it there was; raises ModelUnusable."""
     folder = Path(source.source).expanduser()
     if folder.is_dir():
         return folder, 0
@@ -177,7 +177,7 @@ def _config(folder: Path, trusted: bool, quantized: str) -> Any:
         raw = json.loads(path.read_text(encoding="utf-8"))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except Exception as error:  # transformers raises whatever a strange value leads it to
-        raise _refusal(folder, f"{path} cannot be used", error) from error
+        raise refusal(folder, f"{path} cannot be used", error) from error
     named = raw.get("architectures") or []
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     own = trusted and "AutoModelForCausalLM" in (raw.get("auto_map") or {})
@@ -185,7 +185,10 @@ def _config(folder: Path, trusted: bool, quantized: str) -> Any:
         known is None or (named and not any(name == known or name.endswith("ForCausalLM") for name in named))
     ):
         what = named[0] if named else config.model_type
-        raise ModelUnusable(f"{folder} holds {what}, which is not a language model that answers.")
+        raise ModelUnusable(
+            f"{folder} holds {what}, which is not a language model that answers; "
+            "if it is for embeddings, set FLEETCHAT_ROLE=embed."
+        )
     stored = getattr(config, "quantization_config", None)
     if stored is not None and quantized != "none":
         raise ModelUnusable(f"{folder} is quantised already, so it cannot be made {quantized} as well.")
@@ -202,7 +205,7 @@ def _is_readable(stored: Any) -> bool:
         return False
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files with the weights; finds what is missing."""
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))
@@ -224,7 +227,7 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor, by its name, from the files' headers; finds what is cut short."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
@@ -236,8 +239,8 @@ def _shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _tokenizer(folder: Path, source: ModelSource) -> PreTrainedTokenizerBase:
-    trusted = source.trust_remote_code
+def read_tokenizer(folder: Path, trusted: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; raises ModelUnusable."""
     if not trusted and not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
         raise ModelUnusable(f"{folder} has no tokenizer (tokenizer.json).")
     try:
@@ -245,7 +248,12 @@ def _tokenizer(folder: Path, source: ModelSource) -> PreTrainedTokenizerBase:
         tokenizer.encode("a", add_special_tokens=False)  # settles what would else be set when threads encode at once
     except Exception as error:  # transformers raises whatever a strange file leads it to
         logger.debug("tokenizer of %s failed", folder, exc_info=True)
-        raise _refusal(folder, f"{folder} has no tokenizer that can be used", error) from error
+        raise refusal(folder, f"{folder} has no tokenizer that can be used", error) from error
+    return tokenizer
+
+
+def _chat_tokenizer(folder: Path, source: ModelSource) -> PreTrainedTokenizerBase:
+    tokenizer = read_tokenizer(folder, source.trust_remote_code)
     if source.chat_template:
         try:
             tokenizer.chat_template = Path(source.chat_template).expanduser().read_text(encoding="utf-8")
@@ -265,9 +273,10 @@ def _tokenizer(folder: Path, source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _pick_dtype(
+def pick_dtype(
     name: str, config: Any, device: torch.device, quantized: str, needed: Callable[[torch.dtype], int], folder: Path
 ) -> torch.dtype:
+    """The type to compute in; raises ModelUnusable when it is unknown, or too large for the memory that is free."""
     if name != "auto" and name not in DTYPES:
         raise ModelUnusable(f"There is no dtype {name!r}; pick auto or one of {', '.join(DTYPES)}.")
     if quantized == "int4" and name not in ("auto", "bfloat16"):
@@ -292,7 +301,7 @@ def _pick_dtype(
     return dtype
 
 
-def _model(
+def read_model(
     folder: Path,
     config: Any,
     device: torch.device,
@@ -300,8 +309,10 @@ def _model(
     method: TorchAoConfig | None,
     trusted: bool,
     rank: "Rank | None",
+    loader: Any = AutoModelForCausalLM,  # its types know one form of the result
+    optional: tuple[str, ...] = (),
 ) -> PreTrainedModel:
-    loader: Any = AutoModelForCausalLM  # its types know one form of the result
+    """The model in a folder, on its device; raises ModelUnusable. It may lack tensors whose names begin as `optional`."""
     whole = {"device_map": {"": device}}
     where = whole if rank is None else {"distributed_config": DistributedConfig(tp_size=rank.size)}
     try:
@@ -318,8 +329,8 @@ def _model(
         )
     except Exception as error:  # transformers raises whatever a strange checkpoint leads it to
         logger.debug("loading %s failed", folder, exc_info=True)
-        raise _refusal(folder, f"{folder} cannot be loaded", error) from error
-    if missing := sorted(info["missing_keys"]):
+        raise refusal(folder, f"{folder} cannot be loaded", error) from error
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(optional)):
         raise ModelUnusable(
             f"{folder} is not complete: its files lack {len(missing)} of the model's tensors, {missing[0]} for one."
         )
@@ -332,7 +343,7 @@ def _model(
     return loaded
 
 
-def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def context_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The least of what the configuration and the tokenizer say; tokenizers that do not know say 10 ** 30."""
     text: Any = model.config.get_text_config()
     said = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30
@@ -347,7 +358,7 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     return frozenset(ids if own is None else ids | {int(own)})
 
 
-def _refusal(folder: Path, what: str, error: Exception) -> ModelUnusable:
+def refusal(folder: Path, what: str, error: Exception) -> ModelUnusable:
     """Why transformers refused: code that nobody has allowed is said in our own words."""
     if "trust_remote_code" in str(error):
         return ModelUnusable(
