@@ -103,16 +103,21 @@ async def test_a_cancelled_request_takes_no_more_frames(broker):
     assert await read_all(broker, held.request_id) == [0, 1]
 
 
+async def lose_two(broker, held):
+    """Redis forgets all frames but the first two, and another worker has the request."""
+    await broker.redis.ltrim(keys.frames(held.request_id), 0, 1)
+    await queues.release(broker, held)
+    (new,) = await claim(broker, worker="w2", token="t2")
+    return new
+
+
 async def test_a_higher_epoch_replaces_what_redis_lost(broker):
     held = await started(broker)
     async with streams.read(broker, held.request_id) as reader:
         await streams.append(broker, [frame(held, seq) for seq in range(4)])
-        got = []
-        while len(got) < 4:
-            got += await reader.take()
-        await broker.redis.ltrim(keys.frames(held.request_id), 0, 1)
-        await queues.release(broker, held)
-        (new,) = await claim(broker, worker="w2", token="t2")
+        while reader.next < 4:
+            await reader.take()
+        new = await lose_two(broker, held)
         await streams.append(broker, [frame(new, 2, "again", last=True)])
         (replaced,) = [f async for f in reader]
         assert (replaced.seq, replaced.epoch, replaced.decode().text) == (2, 2, "again")
@@ -124,12 +129,9 @@ async def test_what_was_written_anew_while_the_reader_was_away_is_read_from_wher
     held = await started(broker)
     async with streams.read(broker, held.request_id, limit=1) as reader:
         await streams.append(broker, [frame(held, seq) for seq in range(4)])
-        got = []
-        while len(got) < 4:
-            got += await reader.take()
-        await broker.redis.ltrim(keys.frames(held.request_id), 0, 1)
-        await queues.release(broker, held)
-        (new,) = await claim(broker, worker="w2", token="t2")
+        while reader.next < 4:
+            await reader.take()
+        new = await lose_two(broker, held)
         last = 2 + anew
         await streams.append(broker, [frame(new, seq, "anew", last=seq == last) for seq in range(2, last + 1)])
         assert [(f.seq, f.epoch) async for f in reader] == [(seq, 2) for seq in range(2, last + 1)]
@@ -145,9 +147,7 @@ async def test_a_reader_that_has_more_than_the_list_gets_all_that_there_is(broke
 async def test_a_reader_that_comes_back_with_its_epoch_gets_what_was_written_in_place_of_what_it_has(broker):
     held = await started(broker)
     await streams.append(broker, [frame(held, seq) for seq in range(4)])
-    await broker.redis.ltrim(keys.frames(held.request_id), 0, 1)  # Redis lost 2 and 3, which a page had seen
-    await queues.release(broker, held)
-    (new,) = await claim(broker, worker="w2", token="t2")
+    new = await lose_two(broker, held)  # which a page had seen
     await streams.append(broker, [frame(new, seq, "anew", last=seq == 6) for seq in range(2, 7)])
     async with streams.read(broker, held.request_id, 4, epoch=1) as reader:
         assert [(f.seq, f.epoch) async for f in reader] == [(seq, 2) for seq in range(2, 7)]

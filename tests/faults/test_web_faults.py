@@ -57,6 +57,24 @@ async def test_pages_of_a_killed_web_process_go_on_elsewhere_or_when_it_is_back(
     assert max(pauses) < 10, "python -m webapp takes its time to start"
 
 
+async def test_an_api_stream_of_a_killed_web_process_breaks_off_and_does_not_look_complete(fleet):
+    await fleet.worker()
+    web, port = await fleet.web()
+    body = {"model": "echo", "messages": [{"role": "user", "content": "/echo 1000 20ms"}], "stream": True}
+    lines: list[bytes] = []
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body) as response,
+    ):
+        assert response.status == 200
+        while len(lines) < 6:
+            lines.append(await response.content.readline())
+        web.kill()
+        with pytest.raises(aiohttp.ClientError):  # the body has no end
+            lines.append(await response.content.read())
+    assert not any(b"[DONE]" in line or b'"finish_reason":"' in line for line in lines)
+
+
 async def test_what_was_kept_is_finished_and_what_was_not_is_ended_when_their_web_process_is_killed(
     tmp_path, monkeypatch, long
 ):
