@@ -292,8 +292,9 @@ class Asked(Closed):
             seed=seed,
             stop=tuple(text for text in self.stop if text),
             stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
             structure=self.structure(),
-            **{"max_tokens": self.max_tokens, "ignore_eos": self.ignore_eos} | more,
+            **{"max_tokens": self.max_tokens} | more,
         )
         found.check()
         return found
@@ -441,9 +442,6 @@ class Completion(Asked):
             found["logprobs"] = 0  # the best one is the likeliest
         if self.echo and (self.logprobs is not None or not isinstance(prompt, str)):
             found["prompt_logprobs"] = self.logprobs or 0  # of ids they bring the text, too
-        if self.echo and self.logprobs is not None and self.max_tokens == 1:
-            # An end token is no part of an answer, but who scores a prompt (lm-eval) cuts off exactly one token.
-            found["ignore_eos"] = True
         return found
 
 

@@ -495,6 +495,11 @@ async def test_logprobs_of_a_real_model_in_both_shapes(api, post, worker_in, fol
         assert alone["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(
             answer["choices"][0]["logprobs"]["token_logprobs"][1:], abs=1e-4
         )
+        # An end token is no text, and has its place among the log-probabilities.
+        (ended,) = (await post(COMPLETIONS, scored | {"prompt": "The", "max_tokens": 9, "logit_bias": {"2": 100}}))[
+            "choices"
+        ]
+        assert (ended["text"], ended["finish_reason"], ended["logprobs"]["tokens"][-1]) == ("The", "stop", "<|im_end|>")
         # A text and its ids are the same.
         text = await post(COMPLETIONS, scored | {"prompt": "The quick"})
         assert text["choices"][0]["text"].startswith("The quick")
