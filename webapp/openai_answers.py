@@ -8,7 +8,8 @@ import json
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Protocol
 
 from broker.errors import FleetError, NoSuchModel, from_map
@@ -225,9 +226,12 @@ class Paper:
             "system_fingerprint": None,
         }
 
-    def chunk(self, index: int, said: Said) -> Map:
-        """What is new in one choice."""
-        return {**self._head, "object": self._form.chunk_object, "choices": [self._form.chunk(index, said)]}
+    def chunks(self, index: int, said: Said) -> list[Map]:
+        """What is new in one choice; several when it is of several calls, since clients read one from a chunk."""
+        *before, last = _by_call(said.calls) or [[]]
+        parts = [*(Said(calls=calls) for calls in before), replace(said, calls=last)]
+        head = {**self._head, "object": self._form.chunk_object}
+        return [{**head, "choices": [self._form.chunk(index, part)]} for part in parts]
 
     def last(self) -> Map:
         """The chunk with the usage."""
@@ -317,6 +321,16 @@ def _behind(deltas: Iterable[Map], told: int) -> list[Map]:
             text = delta["function"]["arguments"][told - bool(delta.get("id")) :]
             found.append({"index": delta["index"], "function": {"arguments": text}})
         told -= length
+    return found
+
+
+def _by_call(deltas: Iterable[Map]) -> list[list[Map]]:
+    """Neighbours of one call as one delta, each in a list of its own."""
+    found = []
+    for _, group in groupby(deltas, lambda delta: delta["index"]):
+        first, *rest = group
+        arguments = "".join(delta["function"].get("arguments") or "" for delta in (first, *rest))
+        found.append([first | {"function": first["function"] | {"arguments": arguments}}])
     return found
 
 

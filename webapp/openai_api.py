@@ -156,12 +156,12 @@ async def _relay(events: Events, take: Take, paper: Paper, options: StreamOption
         chunks = []
         for i, said in batch:
             paper.note(i, said)
-            chunk = paper.chunk(i, said)
-            if options.continuous_usage_stats:
-                chunk["usage"] = paper.usage
-            elif options.include_usage:
-                chunk["usage"] = None  # as OpenAI has it
-            chunks.append(chunk)
+            for chunk in paper.chunks(i, said):
+                if options.continuous_usage_stats:
+                    chunk["usage"] = paper.usage
+                elif options.include_usage:
+                    chunk["usage"] = None  # as OpenAI has it
+                chunks.append(chunk)
         await events.send(*chunks)
     if options.include_usage:
         await events.send(paper.last())
