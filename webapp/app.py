@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, chat, health, openai_api, pages, sockets, statics
+from webapp import access, conversations, health, openai_api, pages, sockets, statics
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -47,10 +47,10 @@ def create_app(config: Config) -> web.Application:
             web.get("/c/{conversation}", pages.chat, name="conversation"),
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
-            web.get("/conversations", chat.list_conversations, name="conversations"),
-            web.get("/conversations/{conversation}", chat.show_conversation, name="conversation-messages"),
-            web.patch("/conversations/{conversation}", chat.rename_conversation, name="conversation-rename"),
-            web.delete("/conversations/{conversation}", chat.delete_conversation, name="conversation-delete"),
+            web.get("/conversations", conversations.index, name="conversations"),
+            web.get("/conversations/{conversation}", conversations.show, name="conversation-messages"),
+            web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
+            web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
             web.get("/v1/models", openai_api.models, name="v1-models"),
             web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
