@@ -7,6 +7,7 @@ answers are written greedily until a stop string. Compared question by question.
 import asyncio
 import json
 import os
+import re
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Iterator
@@ -60,7 +61,7 @@ def tasks(tmp_path: Path) -> Path:
     for split, numbers in SPLITS.items():
         Path(files[split]).write_text("".join(json.dumps(question(i), ensure_ascii=False) + "\n" for i in numbers))
     for name, task in TASKS.items():
-        local = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "num_fewshot": 5}
+        local = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}}
         (folder / f"{name}.yaml").write_text(json.dumps(task | local))
     return folder
 
@@ -83,13 +84,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-async def lm_eval(tasks: Path, out: Path, model: str, args: str, batch: int = 1) -> Found:
-    """What the command has found: `results` by task, and each task's samples in order."""
-    command = ["lm_eval", "--model", model, "--model_args", args, "--batch_size", batch, "--tasks", ",".join(TASKS)]
-    command += ["--include_path", tasks, "--output_path", out, "--log_samples"]
+def documented(**changes: object) -> str:
+    """The README's command, with some of its arguments changed."""
+    (command,) = re.findall("^lm_eval .*", (Path(__file__).parents[2] / "README.md").read_text(), re.M)
+    for name, value in changes.items():
+        command, count = re.subn(rf"\b{name}=[^, ]*", f"{name}={value}", command)
+        assert count == 1
+    return str(command)
+
+
+async def lm_eval(tasks: Path, out: Path, command: str) -> Found:
+    """What the command finds in these tasks: `results` by task, and each task's samples in order."""
+    command = command.replace(" mmlu ", f" {','.join(TASKS)} ")
+    command += f" --include_path {tasks} --output_path {out} --log_samples"
     offline = {"HF_HOME": str(out), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *map(str, command), env=os.environ | offline, stdout=PIPE, stderr=STDOUT
+        sys.executable, "-m", *command.split(), env=os.environ | offline, stdout=PIPE, stderr=STDOUT
     )
     said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()
@@ -117,17 +127,16 @@ def pick(sample: dict[str, Any]) -> int:
     return max(range(4), key=scores(sample).__getitem__)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_mmlu_by_the_fleet_is_mmlu_by_the_weights(site, worker_in, one_thread, tasks, tmp_path):
     model = build(tmp_path / "model", max_position_embeddings=CONTEXT, initializer_range=0.3)  # its picks differ
-    local = f"base_url={site.make_url('/v1/completions')},model=tiny,max_length={CONTEXT},tokenizer={model}"
-    local += ",tokenizer_backend=huggingface"
+    url = str(site.make_url("/v1/completions"))
+    many = documented(model="tiny", base_url=url, max_length=CONTEXT, tokenizer=model)
+    batches = many.partition(",tokenizer")[0] + " --batch_size 8"  # and its tokenizer is the fleet's
+    weights = f"lm_eval --model hf --tasks mmlu --num_fewshot 5 --model_args pretrained={model},dtype=float32"
     async with worker_in(model=f"tiny={model}", cache_mb=16, device="cpu"):
-        truth, *fleets = await asyncio.gather(
-            lm_eval(tasks, tmp_path / "hf", "hf", f"pretrained={model},dtype=float32"),
-            lm_eval(tasks, tmp_path / "many", "local-completions", f"{local},num_concurrent=8"),
-            lm_eval(tasks, tmp_path / "batches", "local-completions", local, batch=8),
-        )
+        commands = {"hf": weights, "many": many, "batches": batches}
+        truth, *fleets = await asyncio.gather(*(lm_eval(tasks, tmp_path / name, one) for name, one in commands.items()))
     assert len({pick(sample) for sample in truth["choosing"]}) > 2
     assert len({sample["filtered_resps"][0] for sample in truth["writing"]}) > 20
     for found in fleets:
