@@ -1,8 +1,8 @@
 """Putting a request into its model's queue, taking it out again, and where it stands.
 
 One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog; a second one,
-beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do
-the work; this module gives them their arguments and turns their answers into errors and dataclasses.
+beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do the work; this module
+gives them their arguments and turns their answers into errors and dataclasses.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 Who calls whom: the browser loads a page, opens `/ws`, and asks; `webapp.chat` turns that into `broker.chat.ask` and
 hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use /v1, which is
-`webapp.openai_api`.
+`webapp.openai_api`, and ask tokenizers by `webapp.tokens`.
 """
 
 from collections.abc import AsyncIterator
