@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, health, openai_api, pages, sockets, statics, tokens
+from webapp import access, conversations, health, openai_api, pages, sockets, statics, threads, tokens
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -48,7 +48,10 @@ def create_app(config: Config) -> web.Application:
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
             web.get("/conversations", conversations.index, name="conversations"),
-            web.get("/conversations/{conversation}", conversations.show, name="conversation-messages"),
+            web.get("/conversations/{conversation}", threads.show, name="thread"),
+            web.put("/conversations/{conversation}/leaf", threads.choose, name="thread-leaf"),
+            web.delete("/conversations/{conversation}/messages/{message}", threads.delete, name="message-delete"),
+            web.put("/conversations/{conversation}/messages/{message}/rating", threads.rate, name="message-rating"),
             web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
             web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
             web.get("/v1/models", openai_api.models, name="v1-models"),
