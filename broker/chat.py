@@ -19,9 +19,14 @@ from broker.streams import Reader
 
 @asynccontextmanager
 async def ask(
-    broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False
+    broker: Broker,
+    request: Request,
+    turn: Turn | None = None,
+    *,
+    low_priority: bool = False,
+    at_once: int | None = None,
 ) -> AsyncIterator[Reader]:
-    """The frames of one answer, from the moment it is accepted.
+    """The frames of one answer, from the moment it is accepted; for the arguments see `queues.enqueue`.
 
     Raises:
         FleetError: on entering, if it is not accepted; nothing has been queued then.
@@ -32,7 +37,7 @@ async def ask(
     if card.state == "ready" and card.kind != request.KIND:  # what kind it is, a loading one may not know yet
         raise wrong_kind(request)
     async with streams.read(broker, request.request_id) as reader:
-        reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)
+        reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority, at_once=at_once)
         try:
             yield reader
         finally:

@@ -94,7 +94,10 @@ class Config:
     )
     queue_limit: int = _setting("FLEETCHAT_QUEUE_LIMIT", 256, "requests that may wait for one model", at_least=1)
     user_limit: int = _setting(
-        "FLEETCHAT_USER_LIMIT", 8, "requests that one user may have waiting and running", at_least=1
+        "FLEETCHAT_USER_LIMIT",
+        8,
+        "requests that one browser may have waiting and running; a key has its own limit",
+        at_least=1,
     )
     wait_seconds: float = _setting(
         "FLEETCHAT_WAIT_SECONDS", 120, "a request that no worker took by then ends with an error", at_least=0.1

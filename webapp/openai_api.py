@@ -80,7 +80,7 @@ async def embeddings(request: web.Request) -> web.Response:
         raise _no_such(asked.model)
     wanted = asked.request(account.id)
     pieces: dict[int, list[str]] = {}  # by number: a worker that takes over says some again
-    async with chat.ask(request.app[BROKER], wanted) as reader:
+    async with chat.ask(request.app[BROKER], wanted, at_once=account.at_once) as reader:
         async for received in reader:
             frame = received.decode()
             pieces[frame.seq] = (frame.data or {}).get("vectors", [])
@@ -117,7 +117,7 @@ async def _answer(
         if asked.stream:
             return await _stream(request, asked, requests, paper)
         answers = [Said() for _ in requests]
-        async with _answering(broker, requests) as take:
+        async with _answering(broker, requests, request[access.ACCOUNT].at_once) as take:
             while batch := await take():
                 for i, said in batch:
                     answers[i].add(said)
@@ -134,7 +134,7 @@ async def _stream(
     events = Events(request)
     try:
         try:
-            async with _answering(request.app[BROKER], requests) as take:
+            async with _answering(request.app[BROKER], requests, request[access.ACCOUNT].at_once) as take:
                 await _relay(events, take, paper, asked.stream_options or StreamOptions())
         except ConnectionError:
             raise
@@ -168,7 +168,7 @@ async def _relay(events: Events, take: Take, paper: Paper, options: StreamOption
 
 
 @asynccontextmanager
-async def _answering(broker: Broker, requests: Sequence[ChatRequest]) -> AsyncIterator[Take]:
+async def _answering(broker: Broker, requests: Sequence[ChatRequest], at_once: int) -> AsyncIterator[Take]:
     """A function that gives what is new in any of the answers, and nothing once all have ended; leaving ends them all.
 
     What it raises is the error of the first answer that has one. It may be cancelled and called again.
@@ -179,14 +179,14 @@ async def _answering(broker: Broker, requests: Sequence[ChatRequest]) -> AsyncIt
         return [(i, progress[i].take(frame)) for i, frame in batch]
 
     if len(requests) == 1:
-        async with chat.ask(broker, requests[0]) as reader:
+        async with chat.ask(broker, requests[0], at_once=at_once) as reader:
 
             async def take_one() -> list[tuple[int, Said]]:
                 return news(await _take(0, reader))
 
             yield take_one
         return
-    many = _Many(broker, requests)
+    many = _Many(broker, requests, at_once)
     try:
 
         async def take_many() -> list[tuple[int, Said]]:
@@ -204,10 +204,9 @@ async def _take(index: int, reader: Reader) -> Batch:
 class _Many:
     """Several answers at once."""
 
-    def __init__(self, broker: Broker, requests: Sequence[ChatRequest]) -> None:
-        config, owned = broker.config, bool(requests[0].owner)
-        self._broker = broker
-        self._gate = asyncio.Semaphore(min(AT_ONCE, config.queue_limit, config.user_limit if owned else AT_ONCE))
+    def __init__(self, broker: Broker, requests: Sequence[ChatRequest], at_once: int) -> None:
+        self._broker, self._at_once = broker, at_once
+        self._gate = asyncio.Semaphore(min(AT_ONCE, broker.config.queue_limit, at_once or AT_ONCE))
         self._mailbox = asyncio.Queue[Batch | Exception](MAILBOX)
         self._left = len(requests)
         self._tasks = [asyncio.create_task(self._read(i, one)) for i, one in enumerate(requests)]
@@ -227,7 +226,7 @@ class _Many:
 
     async def _read(self, index: int, request: ChatRequest) -> None:
         try:
-            async with self._gate, chat.ask(self._broker, request) as reader:
+            async with self._gate, chat.ask(self._broker, request, at_once=self._at_once) as reader:
                 while batch := await _take(index, reader):
                     await self._mailbox.put(batch)
         except Exception as error:  # whoever takes raises it

@@ -595,6 +595,22 @@ async def test_a_key_sees_and_asks_only_its_models_and_owns_what_it_asks(api, po
     asking.cancel()
 
 
+async def test_a_key_may_have_as_many_at_once_as_it_says(post, broker, worker_in):
+    free, _ = await accounts.create(broker, "free")
+    bound, _ = await accounts.create(broker, "bound", at_once=2)
+    slow = {"model": "echo", "messages": [{"role": "user", "content": "/echo 5000 10ms"}], "n": 2}
+    async with worker_in() as worker:
+        await asyncio.gather(*(post(CHAT, HELLO, headers={"x-api-key": free}) for _ in range(32)))
+        answer = await post(CHAT, HELLO | {"n": 5}, headers={"x-api-key": bound})
+        assert len(answer["choices"]) == 5, "two after two"
+        asking = asyncio.create_task(post(CHAT, slow, 499, headers={"x-api-key": bound}))
+        await eventually(lambda: len(worker.claims) == 2)
+        error = (await post(CHAT, HELLO, 429, headers={"x-api-key": bound}))["error"]
+        assert error["code"] == "share_used"
+        await post(CHAT, HELLO, headers={"x-api-key": free})
+        asking.cancel()
+
+
 async def test_tokens_of_an_answer_are_charged_also_when_it_is_left(api, broker, worker_in):
     key, _ = await accounts.create(broker, "me", tpm=100)
     async with worker_in(), aiohttp.ClientSession(api._base_url, headers={"x-api-key": key}) as session:
