@@ -9,6 +9,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     running:MODEL        zset     while it runs       every script          all          claimed ids by lease end (ms)
     queue:MODEL:health-check  string  6 s             arq                   arq --check  a worker of the model lives
     models               hash     kept                beat                  all          name → card (msgpack)
+    since                hash     kept                beat                  web          name → when its first card was written (ms)
     serving:MODEL        zset     while served        beat leave expire     all          worker ids by last heartbeat (ms)
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
     worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
@@ -45,6 +46,7 @@ PATTERNS = {
     "queue": "queue:%s",
     "running": "running:%s",
     "models": "models",
+    "since": "since",
     "serving": "serving:%s",
     "workers": "workers",
     "worker": "worker:%s",
@@ -160,6 +162,7 @@ def events_of(owner: str) -> str:
 
 
 MODELS = PATTERNS["models"]
+SINCE = PATTERNS["since"]
 WORKERS = PATTERNS["workers"]
 SECRET = PATTERNS["secret"]
 ACCOUNTS = PATTERNS["accounts"]

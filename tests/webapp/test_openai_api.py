@@ -19,7 +19,7 @@ from broker.messages import ChatRequest, ModelCard
 from fleet_process import wait_for_port, web
 from helpers import claim, eventually
 from tests.tiny_model import build
-from webapp import sse
+from webapp import openai_answers, sse
 from webapp.state import BROKER
 
 Ask = Callable[..., Any]
@@ -336,6 +336,26 @@ async def test_models_are_listed_with_what_programs_want_to_know(api, broker):
     )
     async with api.get("/v1/models/bad") as response:
         assert (await response.json())["state"] == "failed"
+
+
+async def test_a_model_says_since_when_it_is_there(api, broker):
+    async def created() -> int:
+        async with api.get("/v1/models") as response:
+            (found,) = (await response.json())["data"]
+        async with api.get("/v1/models/m") as response:
+            assert (await response.json())["created"] == found["created"]
+        return found["created"]
+
+    before = int(time.time())
+    await registry.beat(broker, "w", "loading", {"models": "m"}, [ModelCard("m")])
+    first = await created()
+    assert before <= first <= time.time()
+    await broker.redis.hincrby(keys.SINCE, "m", -86_400_000)  # a day goes by
+    await registry.leave(broker, "w", ["m"])
+    await registry.beat(broker, "v", "ready", {"models": "m"}, [ModelCard("m", state="ready", context=5)])
+    assert await created() == first - 86_400
+    await broker.redis.delete(keys.SINCE)
+    assert await created() == int(openai_answers.STARTED)
 
 
 async def test_the_name_of_a_request_comes_back(api, worker_in):
