@@ -27,7 +27,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
     conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, request
-    messages:ID          hash     kept                enqueue end           web          message id → message (msgpack)
+    messages:ID          hash     kept                enqueue end delete    web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
@@ -39,7 +39,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     control:WORKER       cancel expire …     that worker    "cancel" with a request id, or "drain" (msgpack)
     wake:MODEL           enqueue release …   its workers    there is work
     events               beat leave expire   web            models or workers changed
-    events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
+    events:OWNER         enqueue end web …   web            something in this user's conversations changed (msgpack)
 """
 
 PATTERNS = {

@@ -130,8 +130,5 @@ async def rename_conversation(request: web.Request) -> web.Response:
 async def delete_conversation(request: web.Request) -> web.Response:
     """Delete a conversation; an answer that is being written in it is stopped."""
     owner = await request.app[SESSIONS].owner(request)
-    broker = request.app[BROKER]
-    running = await conversations.delete(broker, request.match_info["conversation"], owner)
-    if running:
-        await queues.cancel(broker, running, owner)
+    await conversations.delete(request.app[BROKER], request.match_info["conversation"], owner)
     return web.Response(status=204)
