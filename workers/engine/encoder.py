@@ -8,16 +8,14 @@ waits for all inputs of another. PyTorch has a thread of its own. Vectors are fl
 import asyncio
 import json
 import logging
-import threading
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from broker.messages import ChatRequest, EmbedRequest, ModelCard, wrong_kind
 from workers.engine import EngineOptions, Piece, Progress, model
 from workers.engine.hub import first_line
 from workers.engine.progress import loading
+from workers.engine.thread import Thread
 
 logger = logging.getLogger("fleetchat.engine")
 
@@ -40,7 +39,6 @@ LEAST_NORM = 1e-12  # as torch.nn.functional.normalize has it
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 
-T = TypeVar("T")
 Vector = Any  # numpy, float32, shape (dimensions,)
 
 
@@ -98,7 +96,7 @@ class EncoderEngine:
     resumable = True
     cache_use = 0.0
 
-    def __init__(self, encoder: Encoder, name: str, slots: int, thread: "Thread") -> None:
+    def __init__(self, encoder: Encoder, name: str, slots: int, thread: Thread) -> None:
         self.cards = (ModelCard(name, kind="embedding", context=encoder.context),)
         self.slots = slots
         self.device = str(encoder.model.device)
@@ -188,49 +186,6 @@ class EncoderEngine:
         finally:
             self.steps += 1
             self._computing = False
-
-
-class Thread:
-    """One thread for all of PyTorch's work, since each new one would bring threads of its own; ends with the process."""
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name="encoder", daemon=True).start()
-
-    async def do(self, work: Callable[[], T]) -> T:
-        """The result of blocking work."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: Exception | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
-        def job() -> None:
-            result, error = None, None
-            try:
-                result = work()
-            except Exception as raised:
-                error = raised
-            loop.call_soon_threadsafe(settle, result, error)
-
-        self._jobs.put(job)
-        return await future
-
-    def end(self) -> None:
-        """Once it has done what it was given."""
-        self._jobs.put(None)
-
-    def _run(self) -> None:
-        while job := self._jobs.get():
-            try:
-                job()
-            except RuntimeError:
-                logger.debug("the event loop was closed while a thread worked for it")
 
 
 def per_piece(dimensions: int) -> int:
@@ -355,6 +310,8 @@ def _read(file: Path) -> Any:
 
 async def open_engine(options: EngineOptions, progress: Progress) -> EncoderEngine:
     """Loads in the engine's thread."""
-    thread = Thread()
-    encoder = await thread.do(partial(load, options, progress))
+    with ExitStack() as stack:
+        thread = stack.enter_context(Thread())
+        encoder = await thread.load(partial(load, options), progress)
+        stack.pop_all()  # the engine ends it
     return EncoderEngine(encoder, options.models[0].name, options.slots, thread)
