@@ -60,7 +60,7 @@ class Config:
     role: str = _setting(
         "FLEETCHAT_ROLE",
         "auto",
-        "what a worker does: `model` answers, `embed` gives vectors; `auto` embeds if the model's folder says how",
+        "what a worker does: `model` answers, `embed` gives vectors; `auto` looks at the model's files",
         one_of=("auto", "model", "embed"),
     )
     slots: int = _setting("FLEETCHAT_SLOTS", 32, "answers that one worker writes at once", at_least=1)
