@@ -1,7 +1,7 @@
 """An engine for vectors: texts go in, and one vector of length 1 comes out for each, as sentence-transformers makes it.
 
-How the tokens' vectors become one is in the folder: modules.json and the configuration of its pooling, mean or first
-token. Inputs of all requests that wait are computed together, sorted by length so that little is padded; no request
+How the tokens' vectors become one is in the folder: modules.json and the configuration of its pooling. Its prompts are
+not: a text is taken as it comes, and whoever wants "query: " before it writes it there, as with any OpenAI server. Inputs of all requests that wait are computed together, sorted by length so that little is padded; no request
 waits for all inputs of another. PyTorch has a thread of its own. Vectors are float32, whatever the model computes in.
 """
 
@@ -10,7 +10,7 @@ import json
 import logging
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,17 +36,35 @@ CPU_BATCH_TOKENS = 1024
 BATCH_INPUTS = 128
 WINDOW_SHARE = 8  # a batch's tokens, divided by it: inputs that are sorted together, and that a new request waits for
 LEAST_NORM = 1e-12  # as torch.nn.functional.normalize has it
-POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+MODES = {  # of sentence-transformers
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean",  # differs in the vector's length only
+    "mean_sqrt_len_tokens": "mean",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
 MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 
 Vector = Any  # numpy, float32, shape (dimensions,)
+Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+POOLS: Mapping[
+    str, Pool
+] = {  # (inputs, tokens, dimensions) and (inputs, tokens, 1) -> (inputs, dimensions), of any length
+    "cls": lambda states, mask: states[:, 0],
+    "lasttoken": lambda states, mask: states[torch.arange(len(states)), mask.sum((1, 2)) - 1],  # behind it is padding
+    "max": lambda states, mask: states.masked_fill(mask == 0, -torch.inf).amax(1),
+    "mean": lambda states, mask: (states * mask).sum(1) / mask.sum(1),
+    "weightedmean": lambda states, mask: (states * mask * mask.cumsum(1)).sum(1) / mask.cumsum(1).sum(1),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a folder wants its vectors made."""
 
-    pooling: str  # mean or cls
+    pooling: str  # one of POOLS
     most_tokens: int | None
     lower: bool
 
@@ -231,7 +249,7 @@ def tokenize(encoder: Encoder, request: EmbedRequest) -> list[Sequence[int]]:
 def encode(encoder: Encoder, batch: Sequence[Sequence[int]]) -> Any:
     """The vectors of some inputs: numpy, float32, shape (inputs, dimensions), of any length.
 
-    Source: mean pooling as in sentence-transformers' Pooling: the mean over the tokens that are not padding.
+    Source: POOLS are those of sentence-transformers' Pooling; tokens that are padding count nowhere.
     """
     pad: Any = encoder.tokenizer.pad_token_id
     longest, device = max(map(len, batch)), encoder.model.device
@@ -239,9 +257,7 @@ def encode(encoder: Encoder, batch: Sequence[Sequence[int]]) -> Any:
     lengths = torch.tensor([len(one) for one in batch], device=device)
     mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
     states = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (inputs, tokens, dimensions)
-    if encoder.recipe.pooling == "cls":
-        return states[:, 0].cpu().numpy()
-    return ((states * mask[:, :, None]).sum(1) / lengths[:, None]).cpu().numpy()
+    return POOLS[encoder.recipe.pooling](states, mask[:, :, None]).cpu().numpy()
 
 
 def load(options: EngineOptions, progress: Progress) -> Encoder:
@@ -274,6 +290,7 @@ def load(options: EngineOptions, progress: Progress) -> Encoder:
         loaded = model.read_model(
             folder, config, place, dtype, None, source.trust_remote_code, None, AutoModel, ("pooler.",)
         )
+    loaded.config.use_cache = False  # a decoder's keys and values, which nothing will be written behind
     context = min(model.context_of(loaded, tokenizer), recipe.most_tokens or 1 << 30)
     progress(100)
     return Encoder(loaded, tokenizer, recipe, context, config.get_text_config().hidden_size)
@@ -298,9 +315,11 @@ def read_recipe(folder: Path) -> Recipe:
         ) from error
     if strange := [kind for kind in kinds if kind not in MODULES]:
         raise ModelUnusable(f"{folder} has a module of the kind {strange[0]}, which is not known here.")
-    found = [POOLINGS.get(mode, mode) for mode in modes] or ["mean"]
-    if len(found) > 1 or found[0] not in POOLINGS.values():
-        raise ModelUnusable(f"{folder} asks for the pooling {' and '.join(map(str, found))}; known are mean and cls.")
+    found = [MODES.get(mode, mode) for mode in modes] or ["mean"]
+    if len(found) > 1 or found[0] not in POOLS:
+        raise ModelUnusable(
+            f"{folder} asks for the pooling {' and '.join(map(str, found))}; known are {', '.join(POOLS)}."
+        )
     return Recipe(found[0], base.get("max_seq_length"), bool(base.get("do_lower_case")))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertModel, Qwen3Config, Qwen3ForCausalLM
 
 from broker.errors import BadRequest, ModelUnusable, PromptTooLong, StepFailed
 from broker.messages import ChatRequest, EmbedRequest, Message
@@ -73,6 +73,41 @@ async def test_the_first_token_stands_for_all_where_the_folder_says_so(write, mo
     (found, _) = await vectors(engine, (5, 6, 7), (9, 9, 9, 9, 9, 9))
     assert np.abs(found - expected / np.linalg.norm(expected)).max() < 1e-5
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "pooled"),
+    [
+        ("pooling_mode_max_tokens", lambda found: found.max(0)),
+        ("pooling_mode_mean_sqrt_len_tokens", lambda found: found.sum(0) / len(found) ** 0.5),
+        ("pooling_mode_weightedmean_tokens", lambda found: np.average(found, 0, range(1, len(found) + 1))),
+        ("pooling_mode_lasttoken", lambda found: found[-1]),
+    ],
+)
+async def test_every_pooling_is_as_it_is_defined(write, mode, pooled):
+    folder = write({mode: True})
+    engine = await start(folder)
+    expected = pooled(states(folder, (5, 6, 7)))
+    (found, _) = await vectors(engine, (5, 6, 7), (9,) * 6)
+    assert np.abs(found - expected / np.linalg.norm(expected)).max() < 1e-5
+    await engine.close()
+
+
+async def test_a_decoder_gives_its_last_token_beside_any_other_input(write):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Qwen3Config(vocab_size=512, num_key_value_heads=1, head_dim=8, **sizes)  # type: ignore[arg-type]
+    made = write({"pooling_mode_lasttoken": True, "include_prompt": True})
+    (made / "model.safetensors").unlink()
+    decoder = Qwen3ForCausalLM(config).train(False)
+    decoder.save_pretrained(made)
+    inputs = [tuple(range(5, 5 + n)) for n in (3, 9, 1)]
+    engine = await start(made)
+    found = await vectors(engine, *inputs)
+    await engine.close()
+    padded = torch.tensor([[*[0] * (9 - len(one)), *one] for one in inputs])  # as Qwen3-Embedding's own example does
+    with torch.no_grad():
+        expected = decoder.model(padded, attention_mask=(padded > 0).long()).last_hidden_state[:, -1]
+    assert np.abs(found - torch.nn.functional.normalize(expected, dim=1).numpy()).max() < 1e-5
 
 
 async def test_a_vector_does_not_depend_on_what_is_computed_beside_it(engine, bert):
@@ -155,7 +190,7 @@ async def test_the_role_decides_where_the_files_do_not(bert, tmp_path):
 @pytest.mark.parametrize(
     ("pooling", "modules", "what"),
     [
-        ({"pooling_mode_max_tokens": True}, (TRANSFORMER, POOLING), "pooling_mode_max_tokens"),
+        ({"pooling_mode_first_verb": True}, (TRANSFORMER, POOLING), "pooling_mode_first_verb"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, (TRANSFORMER, POOLING), "mean and cls"),
         ({}, (TRANSFORMER, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}), "Dense"),
         ({}, ("nonsense",), "cannot be read"),
