@@ -18,7 +18,7 @@ from broker.connection import Broker
 from broker.messages import ChatRequest, ModelCard
 from fleet_process import wait_for_port, web
 from helpers import claim, eventually
-from tests.tiny_model import build
+from tests.tiny_model import END, build
 from webapp import openai_answers, sse
 from webapp.state import BROKER
 
@@ -545,6 +545,35 @@ async def test_logprobs_of_a_real_model_in_both_shapes(api, post, worker_in, fol
             CHAT, body | {"guided_choice": ["yes", "no"], "logprobs": None, "top_logprobs": None, "max_tokens": 20}
         )
         assert answer["choices"][0]["message"]["content"] in ("yes", "no")
+
+
+@pytest.mark.timeout(60)
+async def test_logprobs_and_usage_count_the_same_tokens_however_an_answer_ends(api, post, worker_in, folder):
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "seed": 3,
+             "logprobs": True, "stream_options": {"include_usage": True}}  # fmt: skip
+    ends = {}
+    async with worker_in(model=f"tiny={folder}", cache_mb=4, device="cpu"):
+        said = await post(CHAT, asked | {"ignore_eos": True, "stream_options": None})
+        text = said["choices"][0]["message"]["content"]
+        for name, more, finish in (
+            ("limit", {"ignore_eos": True}, "length"),
+            ("end token", {"logit_bias": {str(END): 12}}, "stop"),
+            ("stop string", {"ignore_eos": True, "stop": text[2:4]}, "stop"),
+            ("form", {"guided_choice": ["a longer choice"], "max_tokens": 50}, "stop"),
+            ("one", {"max_tokens": 1, "ignore_eos": True}, "length"),
+            ("two answers", {"n": 2, "ignore_eos": True}, "length"),
+        ):
+            answer = await post(CHAT, asked | more | {"stream_options": None})
+            events = await collect(api, CHAT, asked | more)
+            plain = [token["token"] for choice in answer["choices"] for token in choice["logprobs"]["content"]]
+            live = [t["token"] for e in events for c in e["choices"] for t in (c["logprobs"] or {}).get("content", ())]
+            assert len(plain) == len(live) == answer["usage"]["completion_tokens"], name
+            assert events[-1]["usage"] == answer["usage"], name
+            assert {choice["finish_reason"] for choice in answer["choices"]} == {finish}, name
+            ends[name] = len(plain)
+    assert (ends["limit"], ends["one"], ends["two answers"]) == (12, 1, 24)
+    assert 0 < ends["stop string"] < 12
+    assert ends["end token"] < 12
 
 
 async def test_a_key_opens_closes_and_limits(api, broker: Broker, worker_in, config: Config):
