@@ -153,12 +153,12 @@ class Batcher(ContinuousBatchingManager):
             capture, fetch = capture_on(loaded.device), fetch_on(loaded.device)
         helper.tp_size = 1  # the cache has its part of the heads, and steps are shared in our way
         self._forward = Forward(loaded.model, self._inputs, adapters, followers, capture)
-        self._ahead: Ahead | None = None
         self._try_out()
+        self._ahead = None if fetch is None else self._try_ahead(fetch)
         if self._forward.graphs is not None:
             logger.info("steps without prompts run as CUDA graphs")
-        if fetch is not None:
-            self._ahead = self._try_ahead(fetch)
+        if self._ahead is not None:
+            logger.info("steps without prompts are launched before the tokens of the step before are known")
 
     @property
     def alive(self) -> bool:
@@ -360,8 +360,7 @@ class Batcher(ContinuousBatchingManager):
     def _land(self, flight: Flight) -> list[Step]:
         """What a launched step brought; the next one is launched before, if nothing stands against it."""
         assert self._ahead is not None
-        active = self._processor.scheduler.active_requests
-        live = flight.live(active)
+        live = flight.live(self._processor.scheduler.active_requests)
         try:
             self._flight = self._ahead.follow(flight, live) if self._may_follow(flight, live) else None
         except Exception:  # is the next step's, and this one may be over for some

@@ -94,9 +94,9 @@ def blocks_of(weights: Tensor) -> Tensor:
     return weights.view(len(weights), -1, BLOCK)
 
 
-def sums_of(blocks: Tensor) -> Tensor:
-    """Shape (rows, blocks), float64: the same whatever the batch, which a sum over a whole row is not."""
-    return blocks.sum(2).to(torch.float64)
+def sums_of(blocks: Tensor) -> Floats:
+    """Shape (rows, blocks): the same whatever the batch, which a sum over a whole row is not."""
+    return blocks.sum(2).cpu().numpy().astype(np.float64)
 
 
 def top(values: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -183,7 +183,7 @@ def _any(logits: Tensor, group: Group) -> Ints:
     top_p. Then all that are no likelier than it lie outside too, and the next attempt is among the others.
     """
     weights = blocks_of(weigh(logits, group))
-    sums = sums_of(weights).cpu().numpy()
+    sums = sums_of(weights)
     total = sums.sum(1)
     picks = np.full(len(total), NOT_FINITE)
     left = np.flatnonzero(np.isfinite(total))  # rows that have no pick yet
@@ -201,7 +201,7 @@ def _any(logits: Tensor, group: Group) -> Ints:
             break
         value = torch.from_numpy(some[each, places].astype(np.float32)).to(weights.device)[:, None, None]
         weights = torch.gt(weights, value, out=torch.empty_like(weights)).mul_(weights)  # as floats it is a fast loop
-        sums = sums_of(weights).cpu().numpy()
+        sums = sums_of(weights)
         refused = np.flatnonzero(sums.sum(1) >= group.top_p[left] * total[left])
         left, weights, sums = left[refused], weights[refused], sums[refused]
         if not len(left):
@@ -211,7 +211,7 @@ def _any(logits: Tensor, group: Group) -> Ints:
 
 def _any_there(logits: Tensor, group: Group, ahead: int) -> Tensor:
     weights = blocks_of(weigh(logits, group))
-    sums = sums_of(weights)
+    sums = weights.sum(2).to(torch.float64)
     total = sums.sum(1, keepdim=True)  # (rows, 1)
     picks = torch.full_like(total, UNDECIDED, dtype=torch.int64)
     blocks, inside = (torch.arange(n, device=logits.device) for n in (sums.shape[1], BLOCK))
@@ -223,7 +223,7 @@ def _any_there(logits: Tensor, group: Group, ahead: int) -> Tensor:
         found = ids.gather(1, places)
         if group.nucleus:
             weights = weights * (weights > some.gather(1, places)[:, :, None])
-            sums = sums_of(weights)
+            sums = weights.sum(2).to(torch.float64)
             found = found.masked_fill(sums.sum(1, keepdim=True) >= group.p * total, UNDECIDED)
         picks = picks.where(picks != UNDECIDED, found)
     return picks.masked_fill_(~total.isfinite(), NOT_FINITE)[:, 0]

@@ -186,6 +186,18 @@ async def test_who_joins_waits_for_the_steps_under_way_and_no_more(pair: Pair) -
         assert engine.steps <= steps + 10
 
 
+async def test_closing_ends_what_is_under_way(pair: Pair) -> None:
+    _, engine = await pair()
+    async with engine.generate(request("Hello", replace(GREEDY, max_tokens=400))) as answer:
+        await anext(answer)
+        await engine.close()
+        with pytest.raises(EngineFailed):
+            async for _ in answer:
+                pass
+    assert not engine.alive
+    assert engine._batcher._flight is None
+
+
 @pytest.mark.timeout(60)
 async def test_a_step_ahead_that_fails_ends_who_is_in_it_with_what_they_have(pair: Pair) -> None:
     plain, engine = await pair()
@@ -234,7 +246,7 @@ async def test_a_device_that_fails_later_ends_the_steps_under_way(pair: Pair, la
         return numbers
 
     late.look = look
-    limits = (3, 40, 50)
+    limits = (3, 40, 10)  # the last one is at its limit then, and not in the step that was launched ahead
     found = await asyncio.gather(
         *(ask(engine, "Hello", replace(GREEDY, max_tokens=n)) for n in limits), return_exceptions=True
     )
