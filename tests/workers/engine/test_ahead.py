@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,14 @@ async def test_what_the_device_could_not_decide_is_run_again(
     """With windows too, where a key takes the place of an older one."""
     monkeypatch.setattr(draws, "ATTEMPTS", 1)
     plain, engine = await pair(family.folder, cache_mb=64)
-    many = [(prompt, Sampling(1.0, 0.7, max_tokens=90, seed=i)) for i, prompt in enumerate(family.prompts[:6])]
+    many = [
+        (prompt, Sampling(1.0, 0.7, max_tokens=90, seed=i, ignore_eos=True))
+        for i, prompt in enumerate(family.prompts[:6])
+    ]
     before, steps = ahead(engine), engine.steps
     assert await all_of(engine, many) == await all_of(plain, many)
     assert 20 < ahead(engine) - before < 0.9 * (engine.steps - steps)
+    assert engine.steps - steps < 160  # who is run again does not wait until others are
     await settled(engine)
 
 
@@ -180,10 +185,34 @@ async def test_who_leaves_at_any_time_frees_all_and_disturbs_nobody(pair: Pair) 
 async def test_who_joins_waits_for_the_steps_under_way_and_no_more(pair: Pair) -> None:
     _, engine = await pair()
     async with engine.generate(request("a mate", replace(GREEDY, max_tokens=400))) as answer:
-        await anext(answer)
+        while ahead(engine) < 5:
+            await anext(answer)
         steps = engine.steps
         assert len((await ask(engine, "Hello", replace(GREEDY, max_tokens=5)))[0]) == 5
         assert engine.steps <= steps + 10
+
+
+async def test_who_ends_does_not_make_the_others_wait(pair: Pair) -> None:
+    _, engine = await pair()
+    async with AsyncExitStack() as stack:
+        asked = [request("Hello", replace(GREEDY, max_tokens=n)) for n in range(20, 68, 6)]
+        answers = [await stack.enter_async_context(engine.generate(one)) for one in asked]
+        for answer in answers:
+            await anext(answer)
+        steps, before = engine.steps, ahead(engine)
+        for answer in answers:
+            async for _ in answer:
+                pass
+        assert engine.steps - steps > 20
+        assert engine.steps - steps - (ahead(engine) - before) <= 5  # three sizes of graphs are new
+
+
+async def test_an_answer_to_the_end_of_the_context_has_no_step_behind_it(pair: Pair) -> None:
+    plain, engine = await pair()
+    asked = [("ab " * 228, replace(GREEDY, max_tokens=None)), ("a mate", GREEDY)]
+    expected = await all_of(plain, asked)
+    assert 10 < len(expected[0]) < 70
+    assert await all_of(engine, asked) == expected
 
 
 async def test_closing_ends_what_is_under_way(pair: Pair) -> None:
