@@ -149,14 +149,20 @@ async def test_an_end_at_any_place_of_a_page_leaves_nothing_behind(pair: Pair) -
     plain, engine = await pair()
     sampling = Sampling(2.0, seed=1, max_tokens=110, ignore_eos=True)
     (whole,) = await all_of(plain, [("Hello", sampling)])
+    assert await all_of(engine, [("Hello", sampling)]) == [whole]
     places = [i for i in range(1, 90) if whole[i] not in whole[:i]]
     assert {i % 32 for i in places} == set(range(32))
     before = ahead(engine)
-    cut = await all_of(engine, [("Hello", replace(sampling, stop_token_ids=(whole[i],))) for i in places])
-    assert cut == [whole[:i] for i in places]
+    asked = [("Hello", replace(sampling, stop_token_ids=(whole[i],))) for i in places]
+    cut = await all_of(engine, asked)
+    assert cut == [whole[:i] for i in places] == await all_of(plain, asked)
     assert ahead(engine) > before + 40
-    allocators = engine._batcher._processor.cache.cache_allocators.values()
-    assert all(allocator.ledger.cached_blocks for allocator in allocators)
+    hashes = [
+        {name: set(a.ledger.hash_to_block) for name, a in one._batcher._processor.cache.cache_allocators.items()}
+        for one in (engine, plain)
+    ]
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0]["full_attention"]) >= 3
     rest = await asyncio.gather(*(ask(engine, "Hello", sampling, whole[: i + 1]) for i in places))
     assert [ids for ids, _, _ in rest] == [whole[i + 1 :] for i in places]
 
