@@ -31,7 +31,7 @@ from broker.messages import ChatRequest, ModelCard, Sampling, TokenRequest
 from broker.sources import ModelSource
 from workers.engine import EngineOptions, Piece, Progress, TokenLogprob, parallel
 from workers.engine.adapters import Adapters, base_of
-from workers.engine.batching import NOT_FINITE, PRIVATE, Batcher, Step, Stream
+from workers.engine.batching import PRIVATE, SPOILT, Batcher, Step, Stream
 from workers.engine.inputs import TOKEN_BITS
 from workers.engine.model import Loaded, load
 from workers.engine.parallel import Followers
@@ -214,8 +214,7 @@ class TorchEngine:
             await thread.do(lambda: self._batcher.shut(CLOSE_SECONDS))
             if self._followers is not None:
                 await thread.do(self._followers.close)
-        self._batcher.batch_processor = None
-        self._batcher.model = None  # type: ignore[assignment]
+        self._batcher.release()
         gc.collect()
 
     def _leave(self, stream: Stream) -> None:
@@ -264,7 +263,7 @@ class TorchEngine:
                 answer.take(step.token, None if step.logprob is None else self._spell(step.token, step.logprob))
             if step.error is not None:
                 logger.error("request ended by the engine: %s", step.error)
-                answer.end(EngineFailed() if step.error == NOT_FINITE else StepFailed())
+                answer.end(EngineFailed() if step.error == SPOILT else StepFailed())
 
     def _spell(self, token: int, logprob: Logprob) -> TokenLogprob:
         own, others = logprob
