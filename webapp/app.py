@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, chat, docs, health, pages, sockets, statics
+from webapp import access, conversations, docs, health, pages, sockets, statics
 from webapp.docs import DOCS, Docs
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
@@ -49,10 +49,10 @@ def create_app(config: Config) -> web.Application:
             web.get("/c/{conversation}", pages.chat, name="conversation"),
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
-            web.get("/conversations", chat.list_conversations, name="conversations"),
-            web.get("/conversations/{conversation}", chat.show_conversation, name="conversation-messages"),
-            web.patch("/conversations/{conversation}", chat.rename_conversation, name="conversation-rename"),
-            web.delete("/conversations/{conversation}", chat.delete_conversation, name="conversation-delete"),
+            web.get("/conversations", conversations.index, name="conversations"),
+            web.get("/conversations/{conversation}", conversations.show, name="conversation-messages"),
+            web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
+            web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
             *(operation.route for operation in OPERATIONS),
             web.get("/openapi.json", docs.document, name="openapi"),
             web.get("/docs/api", docs.page, name="docs"),

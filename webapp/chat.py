@@ -1,12 +1,9 @@
-"""The chat: asking in a stored conversation, over the websocket, and the conversations themselves, over HTTP."""
+"""The chat: asking in a stored conversation, over the websocket."""
 
-import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-
-from aiohttp import web
 
 from broker import chat, conversations, keys, queues, streams
 from broker.connection import redis_errors
@@ -14,8 +11,6 @@ from broker.errors import BadRequest, NotFound
 from broker.messages import ChatRequest, Message, new_id, pack
 from broker.queues import Turn
 from webapp.protocol import Ask, Regenerate, Resume, Stop
-from webapp.session import SESSIONS
-from webapp.state import BROKER
 
 if TYPE_CHECKING:
     from webapp.sockets import Socket
@@ -90,48 +85,3 @@ HANDLERS: dict[str, Callable[["Socket", Any], Awaitable[None]]] = {
     "resume": resume,
     "stop": stop,
 }
-
-
-async def list_conversations(request: web.Request) -> web.Response:
-    """The owner's conversations, latest first, a page at a time."""
-    try:
-        before = float(request.query.get("before", "inf"))
-        if math.isnan(before):
-            raise ValueError
-    except ValueError:
-        raise BadRequest("before: a time in milliseconds since 1970.") from None
-    owner = await request.app[SESSIONS].owner(request)
-    found = await conversations.listed(request.app[BROKER], owner, before)
-    more = len(found) == conversations.PAGE
-    return web.json_response({"conversations": [c.to_map() for c in found], "more": more})
-
-
-async def show_conversation(request: web.Request) -> web.Response:
-    """A conversation and the messages from its first to the one shown last."""
-    owner = await request.app[SESSIONS].owner(request)
-    conversation, messages = await conversations.load(request.app[BROKER], request.match_info["conversation"], owner)
-    path = conversations.path(messages, conversation.leaf)
-    return web.json_response({"conversation": conversation.to_map(), "messages": [m.to_map() for m in path]})
-
-
-async def rename_conversation(request: web.Request) -> web.Response:
-    """PATCH {"title": ...}."""
-    try:
-        title = (await request.json())["title"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise BadRequest("title: a JSON object with a title is expected.") from None
-    if not isinstance(title, str):
-        raise BadRequest("title: text is expected.")
-    owner = await request.app[SESSIONS].owner(request)
-    await conversations.rename(request.app[BROKER], request.match_info["conversation"], owner, title)
-    return web.Response(status=204)
-
-
-async def delete_conversation(request: web.Request) -> web.Response:
-    """Delete a conversation; an answer that is being written in it is stopped."""
-    owner = await request.app[SESSIONS].owner(request)
-    broker = request.app[BROKER]
-    running = await conversations.delete(broker, request.match_info["conversation"], owner)
-    if running:
-        await queues.cancel(broker, running, owner)
-    return web.Response(status=204)
