@@ -53,7 +53,7 @@ def create_app(config: Config) -> web.Application:
             web.get("/conversations/{conversation}", conversations.show, name="conversation-messages"),
             web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
             web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
-            *(operation.route for operation in OPERATIONS),
+            *(route for operation in OPERATIONS for route in operation.routes),
             web.get("/openapi.json", docs.document, name="openapi"),
             web.get("/docs/api", docs.page, name="docs"),
             web.get("/livez", health.livez, name="livez"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
+from urllib.parse import urlencode
 
 from aiohttp import web
 from markupsafe import Markup, escape
@@ -37,7 +38,7 @@ class Section:
 
     operation: Operation
     address: str
-    fields: tuple[Row, ...]
+    fields: tuple[tuple[str, tuple[Row, ...]], ...]  # of each form of the body, or of the address
     harmless: tuple[tuple[str, tuple[str, ...]], ...]  # where, and which names
     answer: tuple[Row, ...]
     event: tuple[Row, ...]
@@ -46,7 +47,10 @@ class Section:
     @property
     def example(self) -> str:
         """The example's address, behind the site's own."""
-        return self.address.format(**self.operation.example) if self.operation.parameters else self.address
+        if not self.operation.parameters:
+            return self.address
+        path = self.address.format(**self.operation.example)
+        return path if path != self.address else f"{path}?{urlencode(self.operation.example)}"
 
     @property
     def body(self) -> str:
@@ -112,16 +116,20 @@ def marked(text: str) -> Markup:
 
 
 def _section(one: Operation, schemas: Map) -> Section:
-    body = schemas[one.asked.__name__] if one.asked else {}
+    bodies = [schemas[kind.__name__] for kind in one.asked]
     by_status: dict[int, list[str]] = {}
     for error in one.refusals:
         by_status.setdefault(error.status, []).append(error.code)
-    in_path = tuple(Row(name, "string", "", "", about, True) for name, about in one.parameters.items())
+    fields = [(body["description"] if len(bodies) > 1 else "Body", tuple(_rows(body, schemas))) for body in bodies]
+    if one.parameters:
+        needed = "{" in one.path
+        rows = tuple(Row(name, "string", "", "", about, needed) for name, about in one.parameters.items())
+        fields = [("In the address", rows)]
     return Section(
         one,
         openapi.address(one.path),
-        (*in_path, *_rows(body, schemas)),
-        tuple(_harmless(body, schemas)),
+        tuple(fields),
+        tuple(dict.fromkeys(found for body in bodies for found in _harmless(body, schemas))),
         tuple(_rows(schemas[one.answer.__name__], schemas, null=True)),
         tuple(_rows(schemas[one.event.__name__], schemas, null=True)) if one.event else (),
         tuple((f"{status} {HTTPStatus(status).phrase}", tuple(codes)) for status, codes in sorted(by_status.items())),

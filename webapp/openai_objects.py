@@ -1,4 +1,4 @@
-"""What /v1 answers, as types: the shape of every object that `webapp.openai_answers` writes.
+"""What the API answers, as types: the shape of every object that `webapp.openai_answers` and `webapp.tokens` write.
 
 They are closed: what is not here does not come. `NotRequired` is absent when there is nothing to say; `| None` is null.
 """
@@ -261,3 +261,64 @@ class ErrorAnswer(Closed):
     """OpenAI's error object."""
 
     error: Problem
+
+
+class TokenIds(Closed):
+    """The tokens of a text or a chat."""
+
+    count: Count
+    max_model_len: Annotated[int, Field(description="Tokens that the model takes.")]
+    tokens: list[Index]
+    token_strs: Annotated[list[str] | None, Field(description="As the vocabulary writes them, if asked for.")]
+
+
+class TokenText(Closed):
+    """The text of token ids."""
+
+    prompt: str
+
+
+Special = str | None
+
+
+class TokenizerInfo(Closed):
+    """What is in tokenizer_config.json, as far as the model has it."""
+
+    model: str
+    tokenizer_class: str
+    model_max_length: int
+    chat_template: str | None
+    vocab_size: NotRequired[int]
+    bos_token: Special
+    eos_token: Special
+    pad_token: Special
+    unk_token: NotRequired[Special]
+    sep_token: NotRequired[Special]
+    cls_token: NotRequired[Special]
+    mask_token: NotRequired[Special]
+    bos_token_id: NotRequired[int | None]
+    eos_token_id: NotRequired[int | None]
+    pad_token_id: NotRequired[int | None]
+    unk_token_id: NotRequired[int | None]
+    sep_token_id: NotRequired[int | None]
+    cls_token_id: NotRequired[int | None]
+    mask_token_id: NotRequired[int | None]
+    padding_side: NotRequired[str]
+    truncation_side: NotRequired[str]
+    clean_up_tokenization_spaces: NotRequired[bool]
+    add_bos_token: NotRequired[bool]
+    add_eos_token: NotRequired[bool]
+
+
+class Fit(Closed):
+    """Of one prompt."""
+
+    fits: bool
+    tokenCount: Count
+    contextLength: Count
+
+
+class TokenChecks(Closed):
+    """Of each prompt."""
+
+    prompts: list[Fit]

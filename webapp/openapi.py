@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from broker.errors import FleetError
+from broker.errors import FleetError, RateLimited
 from webapp.openai_objects import ErrorAnswer
 from webapp.operations import Operation
 
@@ -69,10 +69,11 @@ PARAMETER = {
 
 def document(operations: Sequence[Operation]) -> Map:
     """The whole document."""
-    kinds = {kind for one in operations for kind in (one.asked, one.answer, one.event) if kind} | {ErrorAnswer}
+    kinds = {kind for one in operations for kind in (*one.asked, one.answer, one.event) if kind} | {ErrorAnswer}
     paths: dict[str, Map] = {}
     for one in operations:
-        paths.setdefault(address(one.path), {})[one.method.lower()] = _operation(one)
+        for path, name in one.names.items():
+            paths.setdefault(address(path), {})[one.method.lower()] = {"operationId": name} | _operation(one)
     return {
         "openapi": "3.1.0",
         "info": {"title": "FleetChat", "version": version("fleetchat"), "description": ABOUT},
@@ -94,20 +95,19 @@ def address(path: str) -> str:
 
 
 def _operation(one: Operation) -> Map:
-    limited = LIMITS if one.method == "POST" else ()
+    limited = LIMITS if RateLimited in one.refusals else ()
     content: Map = {"application/json": {"schema": _ref(one.answer)}}
     if one.event:
         content["text/event-stream"] = {"schema": _event(one.event)}
     found: Map = {
-        "operationId": one.name,
         "summary": one.summary,
         "description": one.about,
         "parameters": [
             *(
                 {
                     "name": name,
-                    "in": "path",
-                    "required": True,
+                    "in": "path" if f"{{{name}" in one.path else "query",
+                    "required": f"{{{name}" in one.path,
                     "description": about,
                     "schema": {"type": "string", "minLength": 1},
                     "example": one.example[name],
@@ -122,7 +122,8 @@ def _operation(one: Operation) -> Map:
         },
     }
     if one.asked:
-        body = {"schema": _ref(one.asked), "example": dict(one.example)}
+        sides = [_ref(kind) for kind in one.asked]
+        body = {"schema": sides[0] if len(sides) == 1 else {"anyOf": sides}, "example": dict(one.example)}
         found["requestBody"] = {"required": True, "content": {"application/json": body}}
     return found
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from broker import errors
 from broker.errors import FleetError
-from webapp import openai_api, openai_objects, openai_types
+from webapp import openai_api, openai_objects, openai_types, tokens
 from webapp.protocol import Closed
 
 EVERYWHERE = (errors.Unauthorized, errors.Forbidden, FleetError, errors.RedisAway)
@@ -32,6 +32,7 @@ ASKED = (  # what can go wrong with a request that a worker answers
     errors.UpstreamFailed,
     errors.KeyRefused,
 )
+ONE_MODEL = "Without `model` the only one that is served is meant."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,11 @@ class Operation:
     about: str
     answer: Any  # the type of the object that comes back
     event: Any = None  # the type of an event's, where `stream` is true
-    asked: type[Closed] | None = None  # the body
-    example: Mapping[str, Any] = field(default_factory=dict)  # of the body, or of the parameters in the path
-    parameters: Mapping[str, str] = field(default_factory=dict)  # in the path, and what they are
+    asked: tuple[type[Closed], ...] = ()  # the body: one of these
+    example: Mapping[str, Any] = field(default_factory=dict)  # of the body, or of the parameters
+    parameters: Mapping[str, str] = field(default_factory=dict)  # in the path or behind it, and what they are
     errors: tuple[type[FleetError], ...] = ()
+    also: str = ""  # another address that does the same
 
     @property
     def refusals(self) -> tuple[type[FleetError], ...]:
@@ -57,9 +59,15 @@ class Operation:
         return (*self.errors, *EVERYWHERE)
 
     @property
-    def route(self) -> web.RouteDef:
+    def names(self) -> dict[str, str]:
+        """All its paths, and the names of their routes."""
+        return {self.path: self.name} | ({self.also: f"{self.name}-also"} if self.also else {})
+
+    @property
+    def routes(self) -> list[web.RouteDef]:
         """For `app.add_routes`."""
-        return {"GET": web.get, "POST": web.post}[self.method](self.path, self.handler, name=self.name)
+        add = {"GET": web.get, "POST": web.post}[self.method]
+        return [add(path, self.handler, name=name) for path, name in self.names.items()]
 
 
 OPERATIONS = (
@@ -74,7 +82,7 @@ OPERATIONS = (
         "comes as one with an `ErrorAnswer`. The request ends when its caller goes away.",
         openai_objects.ChatAnswer,
         openai_objects.ChatChunk,
-        openai_types.ChatCompletion,
+        (openai_types.ChatCompletion,),
         {"model": "pocket", "messages": [{"role": "user", "content": "Hello!"}]},
         errors=ASKED,
     ),
@@ -88,7 +96,7 @@ OPERATIONS = (
         "the prompt. A stream is like a chat's, with a `CompletionChunk` in each event.",
         openai_objects.CompletionAnswer,
         openai_objects.CompletionChunk,
-        openai_types.Completion,
+        (openai_types.Completion,),
         {"model": "pocket", "prompt": "Once upon a time", "max_tokens": 32},
         errors=ASKED,
     ),
@@ -101,7 +109,7 @@ OPERATIONS = (
         "For models of kind `embedding`. Inputs that are too long are refused, not cut. Token ids are taken as they are, with "
         "the special tokens that the model wants.",
         openai_objects.VectorList,
-        asked=openai_types.Embedding,
+        asked=(openai_types.Embedding,),
         example={"model": "all-MiniLM-L6-v2", "input": ["A cat sat on the mat.", "Quantum chromodynamics."]},
         errors=ASKED,
     ),
@@ -125,5 +133,56 @@ OPERATIONS = (
         parameters={"id": "The model's name. A slash in it may stand as it is."},
         example={"id": "pocket"},
         errors=(errors.NoSuchModel,),
+    ),
+    Operation(
+        "POST",
+        "/tokenize",
+        tokens.tokenize,
+        "tokenize",
+        "Token ids of a text or a chat",
+        f"As vLLM has it. {ONE_MODEL} Of messages they are what the answer would start from. A worker says it beside its "
+        "answers, without waiting for them.",
+        openai_objects.TokenIds,
+        asked=(tokens.TokenizeText, tokens.TokenizeChat),
+        example={"model": "pocket", "prompt": "Hello!"},
+        errors=ASKED,
+        also="/v1/tokenize",
+    ),
+    Operation(
+        "POST",
+        "/detokenize",
+        tokens.detokenize,
+        "detokenize",
+        "The text of token ids",
+        f"Control tokens included. {ONE_MODEL}",
+        openai_objects.TokenText,
+        asked=(tokens.Detokenize,),
+        example={"model": "pocket", "tokens": [72, 101]},
+        errors=ASKED,
+        also="/v1/detokenize",
+    ),
+    Operation(
+        "GET",
+        "/tokenizer_info",
+        tokens.tokenizer_info,
+        "tokenizer-info",
+        "What a tokenizer is like",
+        f"Its configuration, with its control tokens and its chat template, as lm-eval reads it. {ONE_MODEL}",
+        openai_objects.TokenizerInfo,
+        parameters={"model": "As /v1/models has it."},
+        example={"model": "pocket"},
+        errors=ASKED,
+    ),
+    Operation(
+        "POST",
+        "/api/v1/token_check",
+        tokens.token_check,
+        "token-check",
+        "Whether prompts fit their models",
+        "As FastChat has it: each prompt with so many tokens of an answer.",
+        openai_objects.TokenChecks,
+        asked=(tokens.TokenCheck,),
+        example={"prompts": [{"model": "pocket", "prompt": "Hello!", "max_tokens": 100}]},
+        errors=ASKED,
     ),
 )

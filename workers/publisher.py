@@ -62,7 +62,7 @@ class Outgoing:
         elif known or not piece.finish:
             self._decode.gap(count, now - self._latest)
         self._latest = now
-        self._publisher.push(self, urgent=first, tokens=count)
+        self._publisher.push(self, urgent=first, tokens=0 if self.claim.beside else count)
 
     def count(self, tokens: int) -> None:
         """What the server behind an engine says that the answer has so far; such pieces have no token ids."""
@@ -71,6 +71,8 @@ class Outgoing:
 
     async def end(self, end: Mapping[str, Any]) -> None:
         """Write the last frame, and return when Redis has it or has refused it."""
+        if self._pieces and self._pieces[-1].data is not None:
+            self._seal()  # by itself: scripts unpack the last frame, and data may be large
         self._seal(end)
         self._publisher.push(self, urgent=True)
         await self.ended.wait()

