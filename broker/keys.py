@@ -20,15 +20,16 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
     arq:retry:R          string   as request          arq                   arq          how often arq has started it
     turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is: owner → next turn, '' → now
-    pace:MODEL           hash     1 day               end                   enqueue      mean seconds of an answer
+    pace:MODEL           hash     1 day               end                   enqueue web  mean seconds of an answer
     counts:MODEL         hash     kept                enqueue end …         web, status  what happened so far: accepted, ended:stop … → how often
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
     poisoned:{R}         hash     7 days              expire release end    people       what crashed 3 times or could not be read: why, prompt, job …
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
-    conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, request
-    messages:ID          hash     kept                enqueue end           web          message id → message (msgpack)
+    conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, requests, settings
+    messages:ID          hash     kept                enqueue end threads   web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
+    ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
     rate:ACCOUNT         hash     until it is full    spend                 spend        what a key may still use: requests, tokens, at (ms)
@@ -67,6 +68,7 @@ PATTERNS = {
     "conversation": "conversation:%s",
     "messages": "messages:%s",
     "conversations": "conversations:%s",
+    "ratings": "ratings",
     "secret": "secret",
     "accounts": "accounts",
     "rate": "rate:%s",
@@ -109,6 +111,11 @@ def serving(model: str) -> str:
 def worker(worker_id: str) -> str:
     """What one worker says of itself."""
     return _name("worker", worker_id)
+
+
+def pace(model: str) -> str:
+    """How long an answer of a model takes."""
+    return _name("pace", model)
 
 
 def counts(model: str) -> str:
@@ -173,6 +180,7 @@ def events_of(owner: str) -> str:
 
 MODELS = PATTERNS["models"]
 WORKERS = PATTERNS["workers"]
+RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]
 ACCOUNTS = PATTERNS["accounts"]
 EVENTS = PATTERNS["events"]

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, docs, health, pages, sockets, statics
+from webapp import access, conversations, docs, health, pages, sockets, statics, threads
 from webapp.docs import DOCS, Docs
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
@@ -50,7 +50,10 @@ def create_app(config: Config) -> web.Application:
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
             web.get("/conversations", conversations.index, name="conversations"),
-            web.get("/conversations/{conversation}", conversations.show, name="conversation-messages"),
+            web.get("/conversations/{conversation}", threads.show, name="thread"),
+            web.put("/conversations/{conversation}/leaf", threads.choose, name="thread-leaf"),
+            web.delete("/conversations/{conversation}/messages/{message}", threads.delete, name="message-delete"),
+            web.put("/conversations/{conversation}/messages/{message}/rating", threads.rate, name="message-rating"),
             web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
             web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
             *(route for operation in OPERATIONS for route in operation.routes),

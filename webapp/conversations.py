@@ -1,4 +1,4 @@
-"""Saved chats over HTTP: the list, one with its messages, and what is changed about them. Each is its owner's alone."""
+"""Saved chats over HTTP: the list, and what is changed about them. Each is its owner's alone."""
 
 import math
 
@@ -24,14 +24,6 @@ async def index(request: web.Request) -> web.Response:
     return web.json_response({"conversations": [c.to_map() for c in found], "more": more})
 
 
-async def show(request: web.Request) -> web.Response:
-    """A conversation and the messages from its first to the one shown last."""
-    owner = await request.app[SESSIONS].owner(request)
-    conversation, messages = await conversations.load(request.app[BROKER], request.match_info["conversation"], owner)
-    path = conversations.path(messages, conversation.leaf)
-    return web.json_response({"conversation": conversation.to_map(), "messages": [m.to_map() for m in path]})
-
-
 async def rename(request: web.Request) -> web.Response:
     """PATCH {"title": ...}."""
     try:
@@ -46,10 +38,9 @@ async def rename(request: web.Request) -> web.Response:
 
 
 async def delete(request: web.Request) -> web.Response:
-    """Delete a conversation; an answer that is being written in it is stopped."""
+    """Delete a conversation; answers that are being written in it are stopped."""
     owner = await request.app[SESSIONS].owner(request)
     broker = request.app[BROKER]
-    running = await conversations.delete(broker, request.match_info["conversation"], owner)
-    if running:
+    for running in await conversations.delete(broker, request.match_info["conversation"], owner):
         await queues.cancel(broker, running, owner)
     return web.Response(status=204)
