@@ -120,7 +120,9 @@ def _section(one: Operation, schemas: Map) -> Section:
     by_status: dict[int, list[str]] = {}
     for error in one.refusals:
         by_status.setdefault(error.status, []).append(error.code)
-    fields = [(body["description"] if len(bodies) > 1 else "Body", tuple(_rows(body, schemas))) for body in bodies]
+    fields = [
+        (body["description"].rstrip(".") if len(bodies) > 1 else "Body", tuple(_rows(body, schemas))) for body in bodies
+    ]
     if one.parameters:
         needed = "{" in one.path
         rows = tuple(Row(name, "string", "", "", about, needed) for name, about in one.parameters.items())

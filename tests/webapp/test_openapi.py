@@ -108,7 +108,7 @@ async def test_the_page_is_open_strict_and_knows_its_own_address(browser, broker
         assert response.status == 200
     assert "unsafe" not in policy
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text)
-    assert f"curl {site.make_url('/v1/models')!s} " in text
+    assert f'curl "{site.make_url("/")}v1/models" ' in text
     for name in ("top_logprobs", "structured_outputs", "max_completion_tokens", "prompt_cache_key", "queue_full"):
         assert name in text
 
