@@ -11,10 +11,12 @@ from openapi_spec_validator import validate
 
 from broker import accounts
 from broker.errors import BadRequest
+from broker.messages import ChatRequest
 from helpers import eventually
 from webapp import access, openapi
 from webapp.app import create_app
 from webapp.docs import marked
+from webapp.openai_answers import ChatForm, CompletionForm, Paper, Said
 from webapp.openai_types import HARMLESS, HARMLESS_IN_MESSAGES, ChatCompletion, Completion, Embedding, check
 from webapp.operations import OPERATIONS
 
@@ -95,6 +97,29 @@ def test_schema_and_check_agree(document, kind, body):
     except BadRequest:
         accepted = False
     assert fits == accepted
+
+
+def test_calls_thoughts_and_scores_are_as_described(document):
+    """What an echo never says."""
+    token = {"token": b"a", "token_id": 1, "logprob": -0.5, "top": [{"token": b"\xe4", "token_id": 2, "logprob": -1e9}]}
+    first = {"token": b"b", "token_id": 3, "logprob": None}
+    begun = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
+    more = {"index": 0, "function": {"arguments": "{}"}}
+    said = Said("text", "thought", [begun, more], [token], [first, token], "tool_calls", (2, 1))
+    requests = [ChatRequest("m", (), prompt="b")]
+    completion = CompletionForm(requests, echo=True, logprobs=1)
+    for form, whole, chunk in (
+        (ChatForm(True), "ChatAnswer", "ChatChunk"),
+        (completion, "CompletionAnswer", "CompletionChunk"),
+    ):
+        paper = Paper(form, requests, 1, 1)
+        fits(document, whole, paper.whole([said]))
+        for one in (paper.chunk(0, said), paper.chunk(0, said) | {"usage": None}, paper.last()):
+            fits(document, chunk, one)
+
+
+def fits(document, name, found):
+    jsonschema.validate(found, {"$ref": f"#/components/schemas/{name}"} | document, jsonschema.Draft202012Validator)
 
 
 def test_code_in_a_text_is_shown_as_such_and_nothing_else_is_markup():
