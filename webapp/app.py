@@ -1,8 +1,8 @@
 """The web app: its state, its middleware and its routes, on one page.
 
 Who calls whom: the browser loads a page, opens `/ws`, and asks; `webapp.chat` turns that into `broker.chat.ask` and
-hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use /v1, whose routes
-are in `webapp.operations`.
+hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use the API, whose
+routes are in `webapp.operations`.
 """
 
 from collections.abc import AsyncIterator
@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, docs, health, pages, sockets, statics, threads
+from webapp import access, calls, conversations, docs, health, pages, sockets, statics, threads
+from webapp.calls import CALLS, OpenCalls
 from webapp.docs import DOCS, Docs
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
@@ -28,7 +29,7 @@ BODY_BYTES = 65_536
 def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app[STATICS], app[OPEN], app[DOCS] = statics.load(), OpenSockets(), Docs.load()
+    app[STATICS], app[OPEN], app[CALLS], app[DOCS] = statics.load(), OpenSockets(), OpenCalls(), Docs.load()
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -41,6 +42,7 @@ def create_app(config: Config) -> web.Application:
 
     app.cleanup_ctx.append(connected)
     app.cleanup_ctx.append(sockets.watched)
+    app.on_shutdown.append(calls.close_all)
     app.on_shutdown.append(sockets.close_all)
     app.on_response_prepare.append(access.sign)
     app.add_routes(

@@ -230,7 +230,7 @@ class ModelEntry(Closed):
 
     id: str
     object: Literal["model"]
-    created: Annotated[int, Field(description="0: nobody knows.")]
+    created: Created
     owned_by: str
     root: Annotated[str, Field(description="The model whose weights it uses: its parent's, or its own.")]
     parent: Annotated[str | None, Field(description="Of an adapter: the model that it changes.")]

@@ -26,6 +26,7 @@ ASKED = (  # what can go wrong with a request that a worker answers
     errors.NoWorker,
     errors.WaitedTooLong,
     errors.StorageFull,
+    errors.ShuttingDown,
     errors.RanTooLong,
     errors.WorkerLost,
     errors.EngineFailed,
