@@ -189,7 +189,7 @@ async def test_an_encoder_and_an_echo_have_tokens_too_and_a_remote_model_says_wh
         (DETOKENIZE, {}, "tokens"),
         (DETOKENIZE, {"tokens": "x"}, "tokens"),
         (DETOKENIZE, {"tokens": [-1]}, "tokens[0]"),
-        (DETOKENIZE, {"tokens": [1.0]}, "tokens[0]"),
+        (DETOKENIZE, {"tokens": [1.5]}, "tokens[0]"),
         (DETOKENIZE, {"tokens": [2**32]}, "tokens[0]"),
         (DETOKENIZE, {"tokens": [5, 10**9]}, "tokens"),
         (DETOKENIZE, {"tokens": [5, 512]}, "tokens"),
