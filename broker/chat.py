@@ -1,6 +1,6 @@
 """Asking a model: the one function behind the chat page, the command line, and every later feature.
 
-`ask` looks the model up, subscribes, enqueues, and gives the answer's frames. It is entered, so that leaving early lets
+`ask` subscribes, enqueues, and gives the answer's frames. It is entered, so that leaving early lets
 go at once: a request that nobody keeps ends with its reader. `answer` is the same, collected.
 """
 
@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from broker import queues, registry, streams
+from broker import queues, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, EmbedRequest, Frame, Request, wrong_kind
+from broker.messages import ChatRequest, EmbedRequest, Frame, Request
 from broker.queues import Turn
 from broker.streams import Reader
 
@@ -28,10 +28,7 @@ async def ask(
     """
     check_size(broker, request)
     request.check()
-    card = await registry.find(broker, request.model)
-    if card.state == "ready" and card.kind != request.KIND:  # what kind it is, a loading one may not know yet
-        raise wrong_kind(request)
-    async with streams.read(broker, request.request_id) as reader:
+    async with streams.read(broker, request.request_id, new=True) as reader:
         reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)
         try:
             yield reader

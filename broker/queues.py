@@ -16,8 +16,17 @@ from arq.jobs import serialize_job
 
 from broker import keys, metrics
 from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
-from broker.errors import Conflict, FleetError, NoSuchConversation, QueueFull, ShareUsed, StorageFull
-from broker.messages import Request, pack
+from broker.errors import (
+    Conflict,
+    FleetError,
+    NoSuchConversation,
+    NoSuchModel,
+    NoWorker,
+    QueueFull,
+    ShareUsed,
+    StorageFull,
+)
+from broker.messages import Request, pack, wrong_kind
 
 logger = logging.getLogger("fleetchat.queues")
 
@@ -56,6 +65,9 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
     """Accept a request and wake a worker; gives the number of requests before it.
 
     Raises:
+        NoSuchModel: nobody ever offered it.
+        NoWorker: somebody did, but no worker is ready or loading.
+        BadRequest: it is no model for requests of this kind.
         QueueFull, ShareUsed: with `retry_after`.
         NoSuchConversation, Conflict: the conversation is not the owner's, or an answer is being written in it.
         StorageFull, RedisAway
@@ -70,29 +82,45 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
-                request.request_id, request.model, request.owner, int(request.keep), request.encode(), job,
+                request.request_id, request.model, request.owner, int(request.keep), request.encode(), job, request.KIND,
                 *limits, BEHIND if low_priority else 0, *([turn.encode()] if turn else []),
             ]
         )  # fmt: skip
+    if status:
+        raise _refusal(request, status, details)
+    before: int = details[0]
+    facts = {"request_id": request.request_id, "model": request.model, "before": before}
+    logger.info("request %s accepted for %s, %d before it", *facts.values(), extra=facts)
+    return before
+
+
+def _refusal(request: Request, status: int, details: Sequence[Any]) -> FleetError:
+    """What the script's answer means."""
+    limit = {-1: "queue", -2: "user", -5: "unserved", -6: "unserved"}.get(status)
+    if limit:
+        metrics.REFUSED.labels(limit).inc()
     match status:
         case -1:
-            metrics.REFUSED.labels("queue").inc()
-            raise QueueFull(retry_after=max(1, min(LONGEST_RETRY, math.ceil(float(details[0])))))
+            return QueueFull(retry_after=max(1, min(LONGEST_RETRY, math.ceil(float(details[0])))))
         case -2:
-            metrics.REFUSED.labels("user").inc()
-            raise ShareUsed(
+            return ShareUsed(
                 f"You have {details[0]} answers under way, which is all that one user may have. "
                 "Wait for one to finish, or stop one.",
                 retry_after=2,
             )
         case -3:
-            raise NoSuchConversation
+            return NoSuchConversation()
         case -4:
-            raise Conflict
-    before: int = details[0]
-    facts = {"request_id": request.request_id, "model": request.model, "before": before}
-    logger.info("request %s accepted for %s, %d before it", *facts.values(), extra=facts)
-    return before
+            return Conflict()
+        case -5:
+            return NoSuchModel(f"No worker has ever offered a model called {request.model!r}. Pick another one.")
+        case -6 if details[0]:
+            return NoWorker(f"{request.model} cannot be served: {details[0].decode()}")
+        case -6:
+            return NoWorker(
+                f"No worker serves {request.model} right now. Pick another model, or start a worker for it."
+            )
+    return wrong_kind(request)
 
 
 async def claim(

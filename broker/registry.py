@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from broker import keys, metrics
+from broker import keys
 from broker.connection import Broker, redis_errors
-from broker.errors import NoSuchModel, NoWorker
 from broker.messages import ModelCard, pack
 
 
@@ -69,30 +68,6 @@ async def beat(
 async def leave(broker: Broker, worker_id: str, models: Sequence[str]) -> None:
     """A worker goes, and everybody sees it at once."""
     await broker.scripts.leave(args=[worker_id, *models])
-
-
-async def find(broker: Broker, model: str) -> ModelCard:
-    """The card of a model that can be asked now.
-
-    Raises:
-        NoSuchModel: nobody ever offered it.
-        NoWorker: somebody did, but no worker is ready or loading.
-    """
-    async with redis_errors():
-        async with broker.redis.pipeline(transaction=False) as pipe:
-            pipe.hget(keys.MODELS, model)
-            pipe.zcard(keys.serving(model))
-            encoded, workers = await pipe.execute()
-    if encoded is None:
-        metrics.REFUSED.labels("unserved").inc()
-        raise NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
-    card = ModelCard.decode(encoded)
-    if not workers or card.state == "failed":
-        metrics.REFUSED.labels("unserved").inc()
-        if card.state == "failed":
-            raise NoWorker(f"{model} cannot be served: {card.why}")
-        raise NoWorker(f"No worker serves {model} right now. Pick another model, or start a worker for it.")
-    return card
 
 
 async def workers(broker: Broker) -> list[WorkerState]:

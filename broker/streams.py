@@ -69,7 +69,7 @@ class Received:
 class Reader:
     """One answer, frame by frame, each number once and in order. Ends after the last frame."""
 
-    def __init__(self, broker: Broker, request_id: str, mailbox: Mailbox, start: int, epoch: int) -> None:
+    def __init__(self, broker: Broker, request_id: str, mailbox: Mailbox, start: int, epoch: int, behind: bool) -> None:
         self.request_id = request_id
         self.next = start  # number of the next frame
         self.ended = False
@@ -77,7 +77,7 @@ class Reader:
         self._broker = broker
         self._mailbox = mailbox
         self._epoch = epoch
-        self._behind = True  # the list may hold frames that the mailbox will not bring
+        self._behind = behind  # the list may hold frames that the mailbox will not bring
 
     def __aiter__(self) -> AsyncIterator[Received]:
         return self._frames()
@@ -145,12 +145,13 @@ class Reader:
 
 @asynccontextmanager
 async def read(
-    broker: Broker, request_id: str, start: int = 0, epoch: int = 0, *, limit: int = 1024
+    broker: Broker, request_id: str, start: int = 0, epoch: int = 0, *, limit: int = 1024, new: bool = False
 ) -> AsyncIterator[Reader]:
     """A reader of an answer from frame `start` on. Entering returns once the subscription is confirmed.
 
     Args:
         epoch: of the frame before `start`; so it shows when Redis has lost that one. 0 when it is not known.
+        new: it will be enqueued only after this, so the mailbox gets every frame, and the list need not be read first.
     """
     async with broker.listener.subscribe(keys.stream(request_id), limit) as mailbox:
-        yield Reader(broker, request_id, mailbox, start, epoch)
+        yield Reader(broker, request_id, mailbox, start, epoch, behind=not new)

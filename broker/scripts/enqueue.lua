@@ -1,10 +1,11 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
--- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
---       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user)
--- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
-local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local behind, kept = tonumber(ARGV[11]), ARGV[12] and cmsgpack.unpack(ARGV[12])
+-- ARGV: id, model, owner, keep, prompt, job, kind, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind
+--       (priority), and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user)
+-- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy,
+-- {-5} no such model, {-6, why or ''} nobody serves it, {-7} it is of another kind
+local id, model, owner, keep, prompt, job, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local behind, kept = tonumber(ARGV[12]), ARGV[13] and cmsgpack.unpack(ARGV[13])
 local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
 
 -- Until a worker takes what comes last: as measured, an answer takes so long, and so many are written at once.
@@ -17,6 +18,13 @@ local function seconds_to_wait(backlog)
 end
 
 if redis.call('EXISTS', K.request(id)) == 1 then return {0, redis.call('ZRANK', queue, id) or 0} end
+local card = redis.call('HGET', K.models(), model)
+if not card then return {-5} end
+card = cmsgpack.unpack(card)
+if card.state == 'failed' or redis.call('ZCARD', K.serving(model)) == 0 then
+  return {-6, card.state == 'failed' and card.why or ''}
+end
+if card.state == 'ready' and card.kind ~= kind then return {-7} end  -- what kind it is, a loading one may not know yet
 local backlog = redis.call('ZCARD', queue)
 if backlog >= queue_limit then
   run_when_full()

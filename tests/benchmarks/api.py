@@ -90,19 +90,18 @@ async def echo(base: str, pids: dict[str, int], seconds: float) -> None:
                 assert response.status == 200, answer
                 assert not stream or answer.endswith(b"data: [DONE]\n\n"), answer
 
+        async def repeat(stream: bool, seconds: float) -> int:
+            done, until = 0, time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                await ask(stream)
+                done += 1
+            return done
+
         for kind, stream in (("plain", False), ("streamed", True)):
-            done, until = 0, time.perf_counter() + 1  # the first second warms up
-
-            async def repeat(stream: bool = stream) -> None:
-                nonlocal done
-                while time.perf_counter() < until:
-                    await ask(stream)
-                    done += 1
-
-            for _ in range(2):
-                done, cpu, begun = 0, {name: cpu_seconds(pid) for name, pid in pids.items()}, time.perf_counter()
-                await asyncio.gather(*(repeat() for _ in range(AT_ONCE)))
-                elapsed, until = time.perf_counter() - begun, time.perf_counter() + seconds
+            for span in (1, seconds):  # the first second warms up
+                cpu, begun = {name: cpu_seconds(pid) for name, pid in pids.items()}, time.perf_counter()
+                done = sum(await asyncio.gather(*(repeat(stream, span) for _ in range(AT_ONCE))))
+                elapsed = time.perf_counter() - begun
             used = {name: 1000 * (cpu_seconds(pid) - cpu[name]) / done for name, pid in pids.items()}
             spent = ", ".join(f"{name} {ms:.2f}" for name, ms in used.items())
             print(
