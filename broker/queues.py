@@ -59,6 +59,7 @@ class Claim:
     model: str
     waited: float  # seconds between enqueue and claim
     crashes: int
+    encoded: bytes = b""  # the request, if this is its first claim
 
 
 async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False) -> int:
@@ -138,8 +139,8 @@ async def claim(
         args=[worker_id, token, want, lease_ms, grace_ms, int(not mine), len(models), *models, *mine]
     )
     return [
-        Claim(i.decode(), t.decode(), int(e), m.decode(), int(w) / 1000, int(c))
-        for i, t, e, m, w, c in (flat[k : k + 6] for k in range(0, len(flat), 6))
+        Claim(i.decode(), t.decode(), int(e), m.decode(), int(w) / 1000, int(c), r)
+        for i, t, e, m, w, c, r in (flat[k : k + 7] for k in range(0, len(flat), 7))
     ]
 
 

@@ -1,6 +1,6 @@
 -- Gives a worker up to `want` waiting requests, by turn.
 -- ARGV: worker, token, want, lease_ms, grace_ms, alone (1: it runs nothing), number of models, models ..., ids that it runs ...
--- Returns, flat: id, claim, epoch, model, waited_ms, crashes
+-- Returns, flat: id, claim, epoch, model, waited_ms, crashes, and at its first claim the request ('' later)
 run_when_full()
 local worker, token, want, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local grace_ms, alone, models = tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[7])
@@ -13,7 +13,7 @@ for i = 8, 7 + models do
   local queue = K.queue(model)
   local turn = false
   for _, id in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
-    if #out >= 6 * want then break end
+    if #out >= 7 * want then break end
     local r = load_request(id)
     local crashes = tonumber(r.crashes or 0)
     if not r.state or r.state == 'ended' then
@@ -25,14 +25,15 @@ for i = 8, 7 + models do
     elseif r.alone_since and r.keep ~= '1' then
       -- nobody listens at the moment: not dropped yet, and not worth a slot yet
     elseif crashes < 2 or (alone and #out == 0) then
-      local claim = token .. '/' .. (#out / 6)
+      local claim = token .. '/' .. (#out / 7)
       local epoch = never_heard(r, tonumber(r.epoch) + 1, at)
       redis.call('HSET', K.request(id), 'state', 'running', 'worker', worker, 'claim', claim, 'claimed', at, 'epoch', epoch)
       if not r.started then redis.call('HSET', K.request(id), 'started', at, 'run_until', at + tonumber(r.run_ms)) end
       redis.call('ZREM', queue, id)
       redis.call('ZADD', K.running(model), at + lease_ms, id)
       turn = math.max(turn or 0, math.floor(tonumber(r.score)))
-      for _, value in ipairs({id, claim, epoch, model, at - tonumber(r.created), crashes}) do out[#out + 1] = value end
+      local request = epoch == 1 and redis.call('GET', K.prompt(id)) or ''
+      for _, value in ipairs({id, claim, epoch, model, at - tonumber(r.created), crashes, request}) do out[#out + 1] = value end
       if crashes >= 2 then want = 1 end  -- it has brought down two workers: it gets one to itself
     elseif at - tonumber(r.claimed) > PATIENCE_MS then
       break  -- it has waited long for an empty worker: take nothing more, so that this one becomes empty
