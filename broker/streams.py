@@ -6,7 +6,9 @@ renewed subscription, an overflowing mailbox or silence all mean the same: read 
 again, or on another web process are no special cases.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +63,10 @@ class Received:
     epoch: int
     last: bool
     encoded: bytes
+    content: Mapping[str, Any]  # decoded
 
     def decode(self) -> Frame:
-        return Frame.decode(self.encoded)
+        return Frame.of(self.content)
 
 
 class Reader:
@@ -87,20 +90,24 @@ class Reader:
             for frame in batch:
                 yield frame
 
-    async def take(self) -> list[Received]:
-        """The next frames, as many as are there; waits for at least one. Empty once the last one has been given.
+    async def take(self, patience: float = math.inf) -> list[Received]:
+        """The next frames, as many as are there. Empty once the last one has been given, or when none comes for so long.
+
+        Args:
+            patience: seconds; beyond SILENCE_SECONDS it is rounded up to a multiple of them.
 
         Raises:
             WorkerLost: nothing is known of the request any more: Redis has lost or forgotten it.
         """
+        begun = time.monotonic()
         while not self.ended:
             if self._behind:
                 batch = self._accept(await self._read_list())
             else:
-                messages, gap = await self._mailbox.take(SILENCE_SECONDS)
+                messages, gap = await self._mailbox.take(min(SILENCE_SECONDS, patience))
                 self._behind = gap or not messages
                 batch = [] if gap else self._accept(messages)
-            if batch:
+            if batch or time.monotonic() - begun >= patience:
                 return batch
         return []
 
@@ -139,7 +146,7 @@ class Reader:
             # A higher epoch below the next number: Redis came back without its last second, and another worker went
             # on from there. Readers drop what they have from this number on.
             self.next, self._epoch, self.ended = seq + 1, max(epoch, self._epoch), "end" in frame
-            batch.append(Received(seq, epoch, self.ended, encoded))
+            batch.append(Received(seq, epoch, self.ended, encoded, frame))
         return batch
 
 
