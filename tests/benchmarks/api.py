@@ -121,12 +121,13 @@ async def streams(base: str, pids: dict[str, int], count: int, pace_ms: float) -
             text = f"/echo {words} {pace_ms}ms"
             try:
                 async with session.post(f"{base}/v1/chat/completions", json=body(text, words, True)) as response:
-                    answer, last = b"", 0.0
+                    answer, last = bytearray(), 0.0
                     async for chunk in response.content.iter_any():
                         now = time.perf_counter()
                         if last:
                             gaps.append(now - last)
-                        answer, last = answer + chunk, now
+                        answer += chunk
+                        last = now
                 whole = "".join(
                     json.loads(line[6:])["choices"][0]["delta"].get("content", "")
                     for line in answer.splitlines()
