@@ -1,6 +1,7 @@
 """Putting a request into its model's queue, taking it out again, and where it stands.
 
-One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog. The scripts do
+One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog; a second one,
+beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do
 the work; this module gives them their arguments and turns their answers into errors and dataclasses.
 """
 
@@ -14,14 +15,12 @@ from typing import Any
 import msgpack
 from arq.jobs import serialize_job
 
-from broker import keys, metrics
+from broker import keys, metrics, registry
 from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
 from broker.errors import (
     Conflict,
     FleetError,
     NoSuchConversation,
-    NoSuchModel,
-    NoWorker,
     QueueFull,
     ShareUsed,
     StorageFull,
@@ -42,6 +41,8 @@ class Turn:
     parent: str  # id of the user message that it answers
     title: str = ""  # of the conversation, if this begins it
     message: bytes = b""  # the user message (msgpack), unless it is there already
+    settings: str = ""  # what it was asked with (JSON), for the owner's other devices
+    begun: bytes = b""  # parts (msgpack) of the answer that this one goes on from
 
     def encode(self) -> bytes:
         """For the script: what is empty is absent, and bytes are strings, since Lua's msgpack knows no others."""
@@ -57,20 +58,28 @@ class Claim:
     token: str
     epoch: int
     model: str
+    queue: str  # the model's, or the one beside it
     waited: float  # seconds between enqueue and claim
     crashes: int
     encoded: bytes = b""  # the request, if this is its first claim
 
+    @property
+    def beside(self) -> bool:
+        """Whether it takes none of the worker's slots."""
+        return self.queue != self.model
 
-async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False) -> int:
-    """Accept a request and wake a worker; gives the number of requests before it.
+
+async def enqueue(
+    broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False
+) -> int | None:
+    """Accept a request and wake a worker; gives the number of requests before it, None if it had been accepted before.
 
     Raises:
         NoSuchModel: nobody ever offered it.
         NoWorker: somebody did, but no worker is ready or loading.
         BadRequest: it is no model for requests of this kind.
         QueueFull, ShareUsed: with `retry_after`.
-        NoSuchConversation, Conflict: the conversation is not the owner's, or an answer is being written in it.
+        NoSuchConversation, Conflict: the conversation is not the owner's, or all answers that it may have are under way.
         StorageFull, RedisAway
     """
     if broker.nearly_full:
@@ -78,18 +87,19 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
         raise StorageFull
     config = broker.config
     job = serialize_job(request.JOB, (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
+    queue = keys.beside(request.model) if request.BESIDE else request.model
     # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
     limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
-                request.request_id, request.model, request.owner, int(request.keep), request.encode(), job, request.KIND,
-                *limits, BEHIND if low_priority else 0, *([turn.encode()] if turn else []),
+                request.request_id, request.model, queue, request.owner, int(request.keep), request.encode(), job,
+                " ".join(request.KINDS), *limits, BEHIND if low_priority else 0, *([turn.encode()] if turn else []),
             ]
         )  # fmt: skip
     if status:
         raise _refusal(request, status, details)
-    before: int = details[0]
+    before: int | None = details[0] if details else None
     facts = {"request_id": request.request_id, "model": request.model, "before": before}
     logger.info("request %s accepted for %s, %d before it", *facts.values(), extra=facts)
     return before
@@ -97,8 +107,7 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
 
 def _refusal(request: Request, status: int, details: Sequence[Any]) -> FleetError:
     """What the script's answer means."""
-    limit = {-1: "queue", -2: "user", -5: "unserved", -6: "unserved"}.get(status)
-    if limit:
+    if limit := {-1: "queue", -2: "user"}.get(status):
         metrics.REFUSED.labels(limit).inc()
     match status:
         case -1:
@@ -114,20 +123,23 @@ def _refusal(request: Request, status: int, details: Sequence[Any]) -> FleetErro
         case -4:
             return Conflict()
         case -5:
-            return NoSuchModel(f"No worker has ever offered a model called {request.model!r}. Pick another one.")
-        case -6 if details[0]:
-            return NoWorker(f"{request.model} cannot be served: {details[0].decode()}")
+            return registry.unknown(request.model)
         case -6:
-            return NoWorker(
-                f"No worker serves {request.model} right now. Pick another model, or start a worker for it."
-            )
+            return registry.unserved(request.model, details[0].decode())
     return wrong_kind(request)
 
 
 async def claim(
-    broker: Broker, worker_id: str, token: str, want: int, models: Sequence[str], mine: Sequence[str]
+    broker: Broker,
+    worker_id: str,
+    token: str,
+    want: int,
+    models: Sequence[str],
+    mine: Sequence[str],
+    *,
+    beside: int = 0,
 ) -> list[Claim]:
-    """Up to `want` waiting requests, which are this worker's from now on.
+    """Up to `want` waiting requests, and up to `beside` that take no slot, which are this worker's from now on.
 
     Args:
         token: unique to this call; every claim of it gets a token of its own, so that a worker that stalled and
@@ -136,11 +148,11 @@ async def claim(
     """
     lease_ms, grace_ms = int(broker.config.lease_seconds * 1000), int(ORPHAN_SECONDS * 1000)
     flat = await broker.scripts.claim(
-        args=[worker_id, token, want, lease_ms, grace_ms, int(not mine), len(models), *models, *mine]
+        args=[worker_id, token, lease_ms, grace_ms, int(not mine), want, beside, len(models), *models, *mine]
     )
     return [
-        Claim(i.decode(), t.decode(), int(e), m.decode(), int(w) / 1000, int(c), r)
-        for i, t, e, m, w, c, r in (flat[k : k + 7] for k in range(0, len(flat), 7))
+        Claim(i.decode(), t.decode(), int(e), m.decode(), q.decode(), int(w) / 1000, int(c), r)
+        for i, t, e, m, q, w, c, r in (flat[k : k + 8] for k in range(0, len(flat), 8))
     ]
 
 
@@ -179,3 +191,12 @@ async def places(broker: Broker, requests: Sequence[tuple[str, str]]) -> list[in
             pipe.zrank(keys.queue(model), request_id)
         ranks: list[Any] = await pipe.execute()
     return ranks
+
+
+async def paces(broker: Broker, models: Sequence[str]) -> dict[str, float]:
+    """The mean seconds of an answer of each model that has answered today."""
+    async with broker.redis.pipeline(transaction=False) as pipe:
+        for model in models:
+            pipe.hget(keys.pace(model), "seconds")
+        seconds: list[Any] = await pipe.execute()
+    return {model: float(mean) for model, mean in zip(models, seconds, strict=True) if mean}

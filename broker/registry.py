@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from broker import keys
+from broker import keys, metrics
 from broker.connection import Broker, redis_errors
+from broker.errors import NoSuchModel, NoWorker
 from broker.messages import ModelCard, pack
 
 
@@ -44,13 +45,18 @@ class ModelState:
             return self.card.state
         return "gone"
 
+    @property
+    def slots(self) -> int:
+        """Answers that its workers write at once."""
+        return int(sum(w.number("slots") for w in self.workers))
+
     def to_map(self) -> dict[str, Any]:
         """What pages and programs see of it."""
         return asdict(replace(self.card, state=self.state)) | {
             "waiting": self.waiting,
             "running": self.running,
             "workers": len(self.workers),
-            "slots": int(sum(w.number("slots") for w in self.workers)),
+            "slots": self.slots,
             "tokens_per_s": round(sum(w.number("tokens_per_s") for w in self.workers), 1),
         }
 
@@ -68,6 +74,40 @@ async def beat(
 async def leave(broker: Broker, worker_id: str, models: Sequence[str]) -> None:
     """A worker goes, and everybody sees it at once."""
     await broker.scripts.leave(args=[worker_id, *models])
+
+
+async def find(broker: Broker, model: str) -> ModelCard:
+    """The card of a model that can be asked now.
+
+    Raises:
+        NoSuchModel: nobody ever offered it.
+        NoWorker: somebody did, but no worker is ready or loading.
+    """
+    async with redis_errors():
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            pipe.hget(keys.MODELS, model)
+            pipe.zcard(keys.serving(model))
+            encoded, workers = await pipe.execute()
+    if encoded is None:
+        raise unknown(model)
+    card = ModelCard.decode(encoded)
+    if not workers or card.state == "failed":
+        raise unserved(model, card.why if card.state == "failed" else "")
+    return card
+
+
+def unknown(model: str) -> NoSuchModel:
+    """The refusal of a model that nobody ever offered."""
+    metrics.REFUSED.labels("unserved").inc()
+    return NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
+
+
+def unserved(model: str, why: str) -> NoWorker:
+    """The refusal of a model that no worker serves; `why` it failed, or "" when they have gone."""
+    metrics.REFUSED.labels("unserved").inc()
+    if why:
+        return NoWorker(f"{model} cannot be served: {why}")
+    return NoWorker(f"No worker serves {model} right now. Pick another model, or start a worker for it.")
 
 
 async def workers(broker: Broker) -> list[WorkerState]:

@@ -72,7 +72,7 @@ class Received:
 class Reader:
     """One answer, frame by frame, each number once and in order. Ends after the last frame."""
 
-    def __init__(self, broker: Broker, request_id: str, mailbox: Mailbox, start: int, epoch: int, behind: bool) -> None:
+    def __init__(self, broker: Broker, request_id: str, mailbox: Mailbox, start: int, epoch: int) -> None:
         self.request_id = request_id
         self.next = start  # number of the next frame
         self.ended = False
@@ -80,7 +80,7 @@ class Reader:
         self._broker = broker
         self._mailbox = mailbox
         self._epoch = epoch
-        self._behind = behind  # the list may hold frames that the mailbox will not bring
+        self.behind = True  # the list may hold frames that the mailbox will not bring
 
     def __aiter__(self) -> AsyncIterator[Received]:
         return self._frames()
@@ -101,11 +101,11 @@ class Reader:
         """
         begun = time.monotonic()
         while not self.ended:
-            if self._behind:
+            if self.behind:
                 batch = self._accept(await self._read_list())
             else:
                 messages, gap = await self._mailbox.take(min(SILENCE_SECONDS, patience))
-                self._behind = gap or not messages
+                self.behind = gap or not messages
                 batch = [] if gap else self._accept(messages)
             if batch or time.monotonic() - begun >= patience:
                 return batch
@@ -128,7 +128,7 @@ class Reader:
             return []
         if not encoded and not known:
             raise WorkerLost("The answer is no longer there: it is too old, or the server lost it in a restart.")
-        self._behind = not lost and len(encoded) > READ_FRAMES
+        self.behind = not lost and len(encoded) > READ_FRAMES
         if self.next and not lost:
             self._epoch = max(self._epoch, epoch)  # older frames that are still under way are not news
         return list(encoded)
@@ -139,7 +139,7 @@ class Reader:
             frame = unpack(encoded)
             seq, epoch = frame["seq"], frame["epoch"]
             if seq > self.next:
-                self._behind = True
+                self.behind = True
                 break
             if seq < self.next and epoch <= self._epoch:
                 continue
@@ -152,13 +152,12 @@ class Reader:
 
 @asynccontextmanager
 async def read(
-    broker: Broker, request_id: str, start: int = 0, epoch: int = 0, *, limit: int = 1024, new: bool = False
+    broker: Broker, request_id: str, start: int = 0, epoch: int = 0, *, limit: int = 1024
 ) -> AsyncIterator[Reader]:
     """A reader of an answer from frame `start` on. Entering returns once the subscription is confirmed.
 
     Args:
         epoch: of the frame before `start`; so it shows when Redis has lost that one. 0 when it is not known.
-        new: it will be enqueued only after this, so the mailbox gets every frame, and the list need not be read first.
     """
     async with broker.listener.subscribe(keys.stream(request_id), limit) as mailbox:
-        yield Reader(broker, request_id, mailbox, start, epoch, behind=not new)
+        yield Reader(broker, request_id, mailbox, start, epoch)

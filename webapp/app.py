@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, chat, health, openai_api, pages, sockets, statics
+from webapp import access, conversations, health, openai_api, pages, sockets, statics, threads, tokens
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -47,15 +47,24 @@ def create_app(config: Config) -> web.Application:
             web.get("/c/{conversation}", pages.chat, name="conversation"),
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
-            web.get("/conversations", chat.list_conversations, name="conversations"),
-            web.get("/conversations/{conversation}", chat.show_conversation, name="conversation-messages"),
-            web.patch("/conversations/{conversation}", chat.rename_conversation, name="conversation-rename"),
-            web.delete("/conversations/{conversation}", chat.delete_conversation, name="conversation-delete"),
+            web.get("/conversations", conversations.index, name="conversations"),
+            web.get("/conversations/{conversation}", threads.show, name="thread"),
+            web.put("/conversations/{conversation}/leaf", threads.choose, name="thread-leaf"),
+            web.delete("/conversations/{conversation}/messages/{message}", threads.delete, name="message-delete"),
+            web.put("/conversations/{conversation}/messages/{message}/rating", threads.rate, name="message-rating"),
+            web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
+            web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
             web.get("/v1/models", openai_api.models, name="v1-models"),
             web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
             web.post("/v1/completions", openai_api.completions, name="v1-completions"),
             web.post("/v1/embeddings", openai_api.embeddings, name="v1-embeddings"),
+            web.post("/tokenize", tokens.tokenize, name="tokenize"),
+            web.post("/v1/tokenize", tokens.tokenize, name="v1-tokenize"),
+            web.post("/detokenize", tokens.detokenize, name="detokenize"),
+            web.post("/v1/detokenize", tokens.detokenize, name="v1-detokenize"),
+            web.get("/tokenizer_info", tokens.tokenizer_info, name="tokenizer-info"),
+            web.post("/api/v1/token_check", tokens.token_check, name="token-check"),
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),

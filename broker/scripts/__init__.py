@@ -34,3 +34,4 @@ class Scripts:
         self.beat = script("beat")
         self.leave = script("leave")
         self.spend = script("spend")
+        self.prune = script("prune")
