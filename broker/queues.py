@@ -1,8 +1,8 @@
 """Putting a request into its model's queue, taking it out again, and where it stands.
 
 One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog; a second one,
-beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do
-the work; this module gives them their arguments and turns their answers into errors and dataclasses.
+beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do the work; this module
+gives them their arguments and turns their answers into errors and dataclasses.
 """
 
 import logging
@@ -70,9 +70,17 @@ class Claim:
 
 
 async def enqueue(
-    broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False
+    broker: Broker,
+    request: Request,
+    turn: Turn | None = None,
+    *,
+    low_priority: bool = False,
+    at_once: int | None = None,
 ) -> int | None:
     """Accept a request and wake a worker; gives the number of requests before it, None if it had been accepted before.
+
+    Args:
+        at_once: requests that its owner may have waiting and running; 0: no limit; None: FLEETCHAT_USER_LIMIT.
 
     Raises:
         NoSuchModel: nobody ever offered it.
@@ -89,7 +97,8 @@ async def enqueue(
     job = serialize_job(request.JOB, (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
     queue = keys.beside(request.model) if request.BESIDE else request.model
     # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
-    limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
+    share = config.user_limit if at_once is None else at_once
+    limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, share]
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
@@ -99,7 +108,9 @@ async def enqueue(
         )  # fmt: skip
     if status:
         raise _refusal(request, status, details)
-    before: int | None = details[0] if details else None
+    if not details:
+        return None
+    before: int = details[0]
     facts = {"request_id": request.request_id, "model": request.model, "before": before}
     logger.info("request %s accepted for %s, %d before it", *facts.values(), extra=facts)
     return before
@@ -114,7 +125,7 @@ def _refusal(request: Request, status: int, details: Sequence[Any]) -> FleetErro
             return QueueFull(retry_after=max(1, min(LONGEST_RETRY, math.ceil(float(details[0])))))
         case -2:
             return ShareUsed(
-                f"You have {details[0]} answers under way, which is all that one user may have. "
+                f"You have {details[0]} answers under way, which is all that you may have at once. "
                 "Wait for one to finish, or stop one.",
                 retry_after=2,
             )

@@ -9,6 +9,7 @@ import pytest
 from broker import chat, keys, queues, registry
 from broker.errors import NoSuchModel, NoWorker, PromptEmpty, PromptTooLarge
 from broker.messages import ChatRequest, Frame, Message, ModelCard
+from broker.tasks import stop
 from fleet_process import environment
 from helpers import claim, eventually, request
 
@@ -58,6 +59,21 @@ async def test_a_new_answer_comes_without_a_look_at_its_list(broker, worker_in):
         await broker.redis.config_resetstat()
         assert (await chat.answer(broker, request("one two", model="echo"))).text == "one two"
         assert "cmdstat_lrange" not in await broker.redis.info("commandstats")
+
+
+async def test_wherever_it_is_cut_off_nothing_stays_in_the_queue(broker, card):
+    async def ask() -> None:
+        async with chat.ask(broker, request(keep=False)):
+            await asyncio.Event().wait()
+
+    for steps in range(1, 150):  # of the event loop, within which it is accepted
+        asking = asyncio.create_task(ask())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await stop(asking)
+        await eventually(lambda: not broker._background)
+        assert not await broker.redis.zcard(keys.queue("m")), steps
+    assert await broker.redis.hget(keys.counts("m"), "accepted"), "some had been"
 
 
 async def test_leaving_early_ends_what_nobody_keeps(broker, card):
