@@ -16,6 +16,7 @@ from broker.errors import FleetError, NoSuchModel, from_map
 from broker.messages import ChatRequest, Frame
 from broker.registry import ModelState
 
+JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 LOWEST = -9999.0  # JSON has no infinity; vLLM's value
 STARTED = time.time()  # of this process: for models of which Redis does not know since when they are there
 REASONS = ("stop", "length", "tool_calls", "content_filter")
@@ -78,7 +79,7 @@ class Progress:
             said.text = text
         if frame.kind == "tool":
             said.calls = _behind(calls, told[2] - called)
-        elif isinstance(frame.data, Mapping) and not self._scored:
+        elif frame.data is not None and not self._scored and isinstance(frame.data, Mapping):
             said.prompt, self._scored = _prompt(frame.data), True
         if frame.usage is not None:
             said.usage = frame.usage[0], frame.usage[1]
@@ -305,7 +306,7 @@ def error(what: FleetError, status: int | None = None) -> Map:
 
 def dump(document: Any) -> bytes:
     """As JSON, short."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return JSON.encode(document).encode()
 
 
 def _length(delta: Map) -> int:
