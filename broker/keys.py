@@ -10,6 +10,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     running:MODEL        zset     while it runs       every script          all          claimed ids by lease end (ms)
     queue:MODEL:health-check  string  6 s             arq                   arq --check  a worker of the model lives
     models               hash     kept                beat                  all          name → card (msgpack)
+    since                hash     kept                beat                  web          name → when its first card was written (ms)
     serving:MODEL        zset     while served        beat leave expire     all          worker ids by last heartbeat (ms)
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
     worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
@@ -27,7 +28,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
     conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, requests, settings
-    messages:ID          hash     kept                enqueue end threads   web          message id → message (msgpack)
+    messages:ID          hash     kept                enqueue end delete …  web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
     ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
@@ -42,13 +43,14 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     control:WORKER       cancel expire …     that worker    "cancel" with a request id, or "drain" (msgpack)
     wake:MODEL           enqueue release …   its workers    there is work
     events               beat leave expire   web            models or workers changed
-    events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
+    events:OWNER         enqueue end web …   web            something in this user's conversations changed (msgpack)
 """
 
 PATTERNS = {
     "queue": "queue:%s",
     "running": "running:%s",
     "models": "models",
+    "since": "since",
     "serving": "serving:%s",
     "workers": "workers",
     "worker": "worker:%s",
@@ -179,6 +181,7 @@ def events_of(owner: str) -> str:
 
 
 MODELS = PATTERNS["models"]
+SINCE = PATTERNS["since"]
 WORKERS = PATTERNS["workers"]
 RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]

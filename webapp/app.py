@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, health, openai_api, pages, sockets, statics, threads, tokens
+from webapp import access, calls, conversations, health, openai_api, pages, sockets, statics, threads, tokens
+from webapp.calls import CALLS, OpenCalls
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -26,7 +27,7 @@ BODY_BYTES = 65_536
 def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app[STATICS], app[OPEN] = statics.load(), OpenSockets()
+    app[STATICS], app[OPEN], app[CALLS] = statics.load(), OpenSockets(), OpenCalls()
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -39,6 +40,7 @@ def create_app(config: Config) -> web.Application:
 
     app.cleanup_ctx.append(connected)
     app.cleanup_ctx.append(sockets.watched)
+    app.on_shutdown.append(calls.close_all)
     app.on_shutdown.append(sockets.close_all)
     app.on_response_prepare.append(access.sign)
     app.add_routes(
