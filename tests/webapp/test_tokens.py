@@ -273,7 +273,7 @@ async def _count(broker: Any, key: str, count: int) -> bool:
 
 
 async def test_answers_of_a_user_do_not_use_up_the_share_of_tokens(call, broker, worker_in):
-    key, account = await accounts.create(broker, "me")
+    key, account = await accounts.create(broker, "me", at_once=8)
     async with worker_in(slots=8):
         slow = {"model": "echo", "prompt": "/echo 1000 20ms", "max_tokens": 500, "n": 8}
         answering = asyncio.create_task(call("/v1/completions", slow, Authorization=f"Bearer {key}"))
