@@ -6,9 +6,11 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     key                  type     lifetime            written by            read by      what
     ───────────────────  ───────  ──────────────────  ────────────────────  ───────────  ──────────────────────────────
     queue:MODEL          zset     while it waits      every script          all          waiting request ids by turn
+    queue:MODEL#tokens   zset     while it waits      every script          all          the same of what is done beside a worker's slots: token lists
     running:MODEL        zset     while it runs       every script          all          claimed ids by lease end (ms)
     queue:MODEL:health-check  string  6 s             arq                   arq --check  a worker of the model lives
     models               hash     kept                beat                  all          name → card (msgpack)
+    since                hash     kept                beat                  web          name → when its first card was written (ms)
     serving:MODEL        zset     while served        beat leave expire     all          worker ids by last heartbeat (ms)
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
     worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
@@ -19,18 +21,21 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
     arq:retry:R          string   as request          arq                   arq          how often arq has started it
     turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is: owner → next turn, '' → now
-    pace:MODEL           hash     1 day               end                   enqueue      mean seconds of an answer
+    pace:MODEL           hash     1 day               end                   enqueue web  mean seconds of an answer
     counts:MODEL         hash     kept                enqueue end …         web, status  what happened so far: accepted, ended:stop … → how often
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
     poisoned:{R}         hash     7 days              expire release end    people       what crashed 3 times or could not be read: why, prompt, job …
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
-    conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, request
-    messages:ID          hash     kept                enqueue end           web          message id → message (msgpack)
+    conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, requests, settings
+    messages:ID          hash     kept                enqueue end delete …  web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
+    ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
     rate:ACCOUNT         hash     until it is full    spend                 spend        what a key may still use: requests, tokens, at (ms)
+
+    running:, turns:, pace: and counts: have a MODEL#tokens as well, and live: an OWNER#tokens; no model has a # in its name.
 
     channel              published by        heard by       what
     ───────────────────  ──────────────────  ─────────────  ─────────────────────────────────────────────
@@ -38,13 +43,14 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     control:WORKER       cancel expire …     that worker    "cancel" with a request id, or "drain" (msgpack)
     wake:MODEL           enqueue release …   its workers    there is work
     events               beat leave expire   web            models or workers changed
-    events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
+    events:OWNER         enqueue end web …   web            something in this user's conversations changed (msgpack)
 """
 
 PATTERNS = {
     "queue": "queue:%s",
     "running": "running:%s",
     "models": "models",
+    "since": "since",
     "serving": "serving:%s",
     "workers": "workers",
     "worker": "worker:%s",
@@ -64,6 +70,7 @@ PATTERNS = {
     "conversation": "conversation:%s",
     "messages": "messages:%s",
     "conversations": "conversations:%s",
+    "ratings": "ratings",
     "secret": "secret",
     "accounts": "accounts",
     "rate": "rate:%s",
@@ -75,6 +82,10 @@ PATTERNS = {
 }
 
 
+BESIDE = "#tokens"  # behind a model's name: the queue of what is done beside its workers' slots
+LANES = ("", BESIDE)  # of each model
+
+
 def _name(pattern: str, part: str) -> str:
     return PATTERNS[pattern].replace("%s", part)
 
@@ -82,6 +93,11 @@ def _name(pattern: str, part: str) -> str:
 def queue(model: str) -> str:
     """Waiting requests of a model."""
     return _name("queue", model)
+
+
+def beside(model: str) -> str:
+    """What stands in place of a model's name in the keys of its second queue."""
+    return model + BESIDE
 
 
 def running(model: str) -> str:
@@ -97,6 +113,11 @@ def serving(model: str) -> str:
 def worker(worker_id: str) -> str:
     """What one worker says of itself."""
     return _name("worker", worker_id)
+
+
+def pace(model: str) -> str:
+    """How long an answer of a model takes."""
+    return _name("pace", model)
 
 
 def counts(model: str) -> str:
@@ -160,12 +181,14 @@ def events_of(owner: str) -> str:
 
 
 MODELS = PATTERNS["models"]
+SINCE = PATTERNS["since"]
 WORKERS = PATTERNS["workers"]
+RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]
 ACCOUNTS = PATTERNS["accounts"]
 EVENTS = PATTERNS["events"]
 
-LUA = "local K = {}\n" + "".join(
+LUA = f"local K = {{lanes = {{{', '.join(map(repr, LANES))}}}}}\n" + "".join(
     f"K.{name} = function(id) return '{pattern.replace('%s', chr(39) + ' .. id .. ' + chr(39))}' end\n"
     for name, pattern in PATTERNS.items()
 )

@@ -14,6 +14,8 @@ from broker.connection import Broker
 from broker.messages import ModelCard
 from helpers import eventually
 
+pytest_plugins = ["webpage"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the fault tests in their long form")

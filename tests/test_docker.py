@@ -63,11 +63,19 @@ async def test_a_worker_and_a_web_app_need_no_more_than_their_users_may(broker, 
                     assert (await page.answer())[1]["reason"] == "cancelled"
                     async with browser.get("/metrics") as response:
                         assert 'fleet_accepted_total{model_name="echo"} 2.0' in await response.text()
+                    message = f"/conversations/{accepted['conversation']}/messages/{accepted['request_id']}"
+                    async with browser.put(f"{message}/rating", json={"rating": "up"}) as response:
+                        assert response.status == 204
+                    async with browser.delete(message) as response:
+                        assert response.status == 200
                     async with browser.delete(f"/conversations/{accepted['conversation']}") as response:
                         assert response.status == 204
                     key, _ = await accounts.create(broker, "me", rpm=60, tpm=1000)
                     body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
                     async with browser.post("/v1/chat/completions", json=body, headers={"x-api-key": key}) as response:
+                        assert response.status == 200
+                    asked = {"model": "echo", "prompt": "hello"}
+                    async with browser.post("/tokenize", json=asked, headers={"x-api-key": key}) as response:
                         assert response.status == 200
                     async with browser.get("/conversations") as response:
                         assert len((await response.json())["conversations"]) == 1
