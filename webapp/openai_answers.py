@@ -333,8 +333,9 @@ def _by_call(deltas: Iterable[Map]) -> list[list[Map]]:
     found = []
     for _, group in groupby(deltas, lambda delta: delta["index"]):
         first, *rest = group
-        arguments = "".join(delta["function"].get("arguments") or "" for delta in (first, *rest))
-        found.append([first | {"function": first["function"] | {"arguments": arguments}}])
+        functions = [delta.get("function") or {} for delta in (first, *rest)]  # a server behind may leave it out
+        arguments = "".join(function.get("arguments") or "" for function in functions)
+        found.append([first | {"function": functions[0] | {"arguments": arguments}}])
     return found
 
 

@@ -42,7 +42,8 @@ LIMITS: dict[str, Any] = {  # of one grammar: mostly under 10 ms a step, and som
     "max_lexer_states": 50_000,
     "verbose_errors": False,
 }
-GBNF_RULE = re.compile(r"^[^\S\n]*[\w-]+[^\S\n]*::=", re.MULTILINE)  # never tries a character twice: a search stops all threads
+# Tries each character once: while a pattern is looked for, no other thread runs.
+GBNF_RULE = re.compile(r"^[^\S\n]*[\w-]+[^\S\n]*::=", re.MULTILINE)
 GBNF_WORK = 1 << 22  # rules times characters: its translation can take as many steps, and no trial guards it
 TRIALS = 2  # at once
 TRIAL_SECONDS = 30  # its limit of processor time ends it much earlier, unless the machine is overloaded
