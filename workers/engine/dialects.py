@@ -19,7 +19,8 @@ CALL, CALLED = "<tool_call>", "</tool_call>"
 LISTED, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"  # Mistral's; control tokens
 CALLS = 16  # that one answer may be made to have; a weak model would call for ever
 LLAMA_FORM = re.compile(r'\{"name": [^"{}]*, "parameters": ')  # as its template tells the model
-VALUE = r"(?:[^\s<]++|<(?!/parameter>)|\s++(?!</parameter>))*+"  # a parameter without blanks around it; each character once
+# A parameter without the blanks around it. Each character is tried once, whatever a model writes.
+VALUE = r"(?:[^\s<]++|<(?!/parameter>)|\s++(?!</parameter>))*+"
 ANY: Map = {"repeats": True, "optional": True}
 
 
