@@ -182,6 +182,7 @@ export class Columns {
   }
 
   #drop(column, ends = true) {
+    this.list.find((other) => other !== column)?.scroller.prepend($("hero")); // the greeting must not go with it
     if (ends) column.thread.stop();
     column.thread.clear();
     column.element.remove();

@@ -424,7 +424,7 @@ export class Thread {
       node.view.versions = { at: node.versions.indexOf(node.id), count: node.versions.length };
       if (node.role !== "assistant") continue;
       node.view.rating = node.rating;
-      node.view.last = false;
+      node.view.last = node.view.continuable = false;
     }
     this.#offer();
     this.#turns.classList.toggle("busy", Boolean(this.run));
