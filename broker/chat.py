@@ -4,6 +4,7 @@
 go at once: a request that nobody keeps ends with its reader. `answer` is the same, collected.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,16 +13,28 @@ from typing import Any
 from broker import queues, registry, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, EmbedRequest, Frame, Request, wrong_kind
+from broker.messages import ChatRequest, EmbedRequest, Frame, Request, TokenRequest, wrong_kind
 from broker.queues import Turn
 from broker.streams import Reader
+
+ADVICE = {
+    ChatRequest: ("The conversation", "Shorten the message, or start a new conversation."),
+    EmbedRequest: ("The input", "Send fewer texts at once."),
+    TokenRequest: ("What was sent", "Send less at once."),
+}
+"""What is too large, and what to do."""
 
 
 @asynccontextmanager
 async def ask(
-    broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False
+    broker: Broker,
+    request: Request,
+    turn: Turn | None = None,
+    *,
+    low_priority: bool = False,
+    at_once: int | None = None,
 ) -> AsyncIterator[Reader]:
-    """The frames of one answer, from the moment it is accepted.
+    """The frames of one answer, from the moment it is accepted; for the arguments see `queues.enqueue`.
 
     Raises:
         FleetError: on entering, if it is not accepted; nothing has been queued then.
@@ -29,33 +42,39 @@ async def ask(
     check_size(broker, request)
     request.check()
     card = await registry.find(broker, request.model)
-    if card.state == "ready" and card.kind != request.KIND:  # what kind it is, a loading one may not know yet
+    if card.state == "ready" and card.kind not in request.KINDS:  # what kind it is, a loading one may not know yet
         raise wrong_kind(request)
     async with streams.read(broker, request.request_id) as reader:
-        reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)
+        enqueued = asyncio.create_task(
+            queues.enqueue(broker, request, turn, low_priority=low_priority, at_once=at_once)
+        )
         try:
+            reader.place = await asyncio.shield(enqueued)  # cut off half-way, nobody would know whether it is accepted
             yield reader
         finally:
-            if not request.keep and not reader.ended:
-                broker.later(queues.cancel(broker, request.request_id, request.owner))
+            if not reader.ended:
+                broker.later(_leave(broker, request, enqueued))
+
+
+async def _leave(broker: Broker, request: Request, enqueued: asyncio.Task[int]) -> None:
+    """End an accepted request that nobody keeps."""
+    await asyncio.wait({enqueued})
+    if not request.keep and enqueued.exception() is None:
+        await queues.cancel(broker, request.request_id, request.owner)
 
 
 def check_size(broker: Broker, request: Request) -> None:
     """Raises PromptEmpty or PromptTooLarge: what can be refused without a tokenizer is refused before the queue."""
-    embedding = isinstance(request, EmbedRequest)
+    param = "input" if isinstance(request, EmbedRequest) else None
     if request.empty:
-        raise PromptEmpty("An input is empty. Leave it out.", param="input") if embedding else PromptEmpty
+        raise PromptEmpty("An input is empty. Leave it out.", param=param) if param else PromptEmpty
     size, limit = request.size, request.ROOM * broker.config.prompt_bytes
     if size > limit:
-        if embedding:
-            raise PromptTooLarge(
-                f"The input has {size} bytes, and this server takes {limit} ({request.ROOM} times "
-                "FLEETCHAT_PROMPT_BYTES). Send fewer texts at once.",
-                param="input",
-            )
+        what, advice = ADVICE[type(request)]
+        times = f"{request.ROOM} times " if request.ROOM > 1 else ""
         raise PromptTooLarge(
-            f"The conversation has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). "
-            "Shorten the message, or start a new conversation."
+            f"{what} has {size} bytes, and this server takes {limit} ({times}FLEETCHAT_PROMPT_BYTES). {advice}",
+            param=param,
         )
 
 

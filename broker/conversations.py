@@ -178,16 +178,11 @@ async def rename(broker: Broker, conversation_id: str, owner: str, title: str) -
         await _changed(broker, owner, conversation_id)
 
 
-async def delete(broker: Broker, conversation_id: str, owner: str) -> tuple[str, ...]:
-    """Delete it with its messages; gives the ids of the answers that were being written, to be stopped."""
-    conversation = await _own(broker, conversation_id, owner)
+async def delete(broker: Broker, conversation_id: str, owner: str) -> None:
+    """Delete it with its messages, and stop the answers that are being written in it; raises NoSuchConversation."""
     async with redis_errors():
-        async with broker.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.conversation(conversation_id), keys.messages(conversation_id))
-            pipe.zrem(keys.conversations(owner), conversation_id)
-            await pipe.execute()
-        await _changed(broker, owner, conversation_id)
-    return conversation.requests
+        if not await broker.scripts.delete(args=[conversation_id, owner]):
+            raise NoSuchConversation
 
 
 async def _own(broker: Broker, conversation_id: str, owner: str) -> Conversation:

@@ -6,9 +6,11 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     key                  type     lifetime            written by            read by      what
     ───────────────────  ───────  ──────────────────  ────────────────────  ───────────  ──────────────────────────────
     queue:MODEL          zset     while it waits      every script          all          waiting request ids by turn
+    queue:MODEL#tokens   zset     while it waits      every script          all          the same of what is done beside a worker's slots: token lists
     running:MODEL        zset     while it runs       every script          all          claimed ids by lease end (ms)
     queue:MODEL:health-check  string  6 s             arq                   arq --check  a worker of the model lives
     models               hash     kept                beat                  all          name → card (msgpack)
+    since                hash     kept                beat                  web          name → when its first card was written (ms)
     serving:MODEL        zset     while served        beat leave expire     all          worker ids by last heartbeat (ms)
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
     worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
@@ -26,12 +28,14 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
     conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, requests, settings
-    messages:ID          hash     kept                enqueue end threads   web          message id → message (msgpack)
+    messages:ID          hash     kept                enqueue end delete …  web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
     ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
     rate:ACCOUNT         hash     until it is full    spend                 spend        what a key may still use: requests, tokens, at (ms)
+
+    running:, turns:, pace: and counts: have a MODEL#tokens as well, and live: an OWNER#tokens; no model has a # in its name.
 
     channel              published by        heard by       what
     ───────────────────  ──────────────────  ─────────────  ─────────────────────────────────────────────
@@ -39,13 +43,14 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     control:WORKER       cancel expire …     that worker    "cancel" with a request id, or "drain" (msgpack)
     wake:MODEL           enqueue release …   its workers    there is work
     events               beat leave expire   web            models or workers changed
-    events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
+    events:OWNER         enqueue end web …   web            something in this user's conversations changed (msgpack)
 """
 
 PATTERNS = {
     "queue": "queue:%s",
     "running": "running:%s",
     "models": "models",
+    "since": "since",
     "serving": "serving:%s",
     "workers": "workers",
     "worker": "worker:%s",
@@ -77,6 +82,10 @@ PATTERNS = {
 }
 
 
+BESIDE = "#tokens"  # behind a model's name: the queue of what is done beside its workers' slots
+LANES = ("", BESIDE)  # of each model
+
+
 def _name(pattern: str, part: str) -> str:
     return PATTERNS[pattern].replace("%s", part)
 
@@ -84,6 +93,11 @@ def _name(pattern: str, part: str) -> str:
 def queue(model: str) -> str:
     """Waiting requests of a model."""
     return _name("queue", model)
+
+
+def beside(model: str) -> str:
+    """What stands in place of a model's name in the keys of its second queue."""
+    return model + BESIDE
 
 
 def running(model: str) -> str:
@@ -167,13 +181,14 @@ def events_of(owner: str) -> str:
 
 
 MODELS = PATTERNS["models"]
+SINCE = PATTERNS["since"]
 WORKERS = PATTERNS["workers"]
 RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]
 ACCOUNTS = PATTERNS["accounts"]
 EVENTS = PATTERNS["events"]
 
-LUA = "local K = {}\n" + "".join(
+LUA = f"local K = {{lanes = {{{', '.join(map(repr, LANES))}}}}}\n" + "".join(
     f"K.{name} = function(id) return '{pattern.replace('%s', chr(39) + ' .. id .. ' + chr(39))}' end\n"
     for name, pattern in PATTERNS.items()
 )

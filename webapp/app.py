@@ -2,7 +2,7 @@
 
 Who calls whom: the browser loads a page, opens `/ws`, and asks; `webapp.chat` turns that into `broker.chat.ask` and
 hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use /v1, which is
-`webapp.openai_api`.
+`webapp.openai_api`, and ask tokenizers by `webapp.tokens`.
 """
 
 from collections.abc import AsyncIterator
@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, health, openai_api, pages, sockets, statics, threads
+from webapp import access, calls, conversations, health, openai_api, pages, sockets, statics, threads, tokens
+from webapp.calls import CALLS, OpenCalls
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -26,7 +27,7 @@ BODY_BYTES = 65_536
 def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app[STATICS], app[OPEN] = statics.load(), OpenSockets()
+    app[STATICS], app[OPEN], app[CALLS] = statics.load(), OpenSockets(), OpenCalls()
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -39,6 +40,7 @@ def create_app(config: Config) -> web.Application:
 
     app.cleanup_ctx.append(connected)
     app.cleanup_ctx.append(sockets.watched)
+    app.on_shutdown.append(calls.close_all)
     app.on_shutdown.append(sockets.close_all)
     app.on_response_prepare.append(access.sign)
     app.add_routes(
@@ -59,6 +61,12 @@ def create_app(config: Config) -> web.Application:
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
             web.post("/v1/completions", openai_api.completions, name="v1-completions"),
             web.post("/v1/embeddings", openai_api.embeddings, name="v1-embeddings"),
+            web.post("/tokenize", tokens.tokenize, name="tokenize"),
+            web.post("/v1/tokenize", tokens.tokenize, name="v1-tokenize"),
+            web.post("/detokenize", tokens.detokenize, name="detokenize"),
+            web.post("/v1/detokenize", tokens.detokenize, name="v1-detokenize"),
+            web.get("/tokenizer_info", tokens.tokenizer_info, name="tokenizer-info"),
+            web.post("/api/v1/token_check", tokens.token_check, name="token-check"),
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),

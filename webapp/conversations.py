@@ -4,7 +4,7 @@ import math
 
 from aiohttp import web
 
-from broker import conversations, queues
+from broker import conversations
 from broker.errors import BadRequest
 from webapp.session import SESSIONS
 from webapp.state import BROKER
@@ -40,7 +40,5 @@ async def rename(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Delete a conversation; answers that are being written in it are stopped."""
     owner = await request.app[SESSIONS].owner(request)
-    broker = request.app[BROKER]
-    for running in await conversations.delete(broker, request.match_info["conversation"], owner):
-        await queues.cancel(broker, running, owner)
+    await conversations.delete(request.app[BROKER], request.match_info["conversation"], owner)
     return web.Response(status=204)

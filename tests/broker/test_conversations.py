@@ -1,11 +1,14 @@
+import asyncio
+
 import pytest
 
-from broker import conversations, queues, streams
+from broker import conversations, keys, queues, streams
 from broker.conversations import StoredMessage
 from broker.errors import BadRequest, Conflict, NoSuchConversation
 from broker.messages import Frame, Message, new_id, pack
 from broker.queues import Turn
 from broker.streams import Written
+from broker.tasks import stop
 from helpers import claim, request
 
 pytestmark = pytest.mark.usefixtures("card")
@@ -175,11 +178,27 @@ async def test_the_list_is_latest_first_and_paged(broker):
 
 async def test_a_deleted_conversation_stays_deleted_when_its_answer_ends(broker):
     turn, request_id = await begin(broker)
-    assert await conversations.delete(broker, turn.conversation, "anna") == (request_id,)
-    await say(broker, request_id, "too late")
+    (held,) = await claim(broker)
+    await conversations.delete(broker, turn.conversation, "anna")
+    late = Written(request_id, held.token, 0, Frame(request_id, 0, 1, "too late").encode(), last=True)
+    assert await streams.append(broker, [late]) == [streams.ENDED]
     with pytest.raises(NoSuchConversation):
         await conversations.load(broker, turn.conversation, "anna")
     assert await broker.redis.keys("*" + turn.conversation) == []
+
+
+async def test_wherever_deleting_is_cut_off_no_answer_goes_on_in_what_is_gone(broker):
+    found = set()
+    for steps in range(40):  # of the event loop, within which it is deleted
+        turn, request_id = await begin(broker, owner=f"anna-{steps}")
+        deleting = asyncio.create_task(conversations.delete(broker, turn.conversation, f"anna-{steps}"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await stop(deleting)
+        ended = await broker.redis.hget(keys.request(request_id), "state") == b"ended"
+        assert ended != await broker.redis.exists(keys.conversation(turn.conversation)), steps
+        found.add(ended)
+    assert found == {False, True}
 
 
 async def test_renaming(broker):
