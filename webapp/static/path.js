@@ -11,8 +11,8 @@ import { t } from "./i18n.js";
 import { QuestionView } from "./question.js";
 import { Follower } from "./scroll.js";
 
-const FIRST = 16; // messages that are read when a conversation is opened
-const PAGE = 40; // and of those before them
+const FIRST = 12; // messages that are read when a conversation is opened
+const PAGE = 16; // and of those before them
 const NEAR_TOP = 600; // pixels
 
 export class Path {
