@@ -71,7 +71,7 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
         status, *details = await broker.scripts.enqueue(
             args=[
                 request.request_id, request.model, request.owner, int(request.keep), request.encode(), job,
-                *limits, BEHIND if low_priority else 0, *([turn.encode()] if turn else []),
+                *limits, BEHIND if low_priority else 0, *([turn.encode(), config.retain_ms] if turn else []),
             ]
         )  # fmt: skip
     match status:

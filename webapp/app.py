@@ -12,13 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, health, openai_api, pages, sockets, statics
+from webapp import access, conversations, health, openai_api, pages, shares, sockets, statics, transcripts
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
 from webapp.sockets import OPEN, OpenSockets
 from webapp.state import BROKER, TEMPLATES
 from webapp.statics import STATICS
+from webapp.titles import TITLES, Titles
 
 BODY_BYTES = 65_536
 
@@ -33,12 +34,13 @@ def create_app(config: Config) -> web.Application:
     app[TEMPLATES].globals["static"] = app[STATICS].prefix
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
-        async with Broker.open(config) as broker, Live(broker).running() as live:
-            app[BROKER], app[LIVE], app[SESSIONS] = broker, live, Sessions(broker)
+        async with Broker.open(config) as broker, Live(broker).running() as live, Titles(broker).running() as titles:
+            app[BROKER], app[LIVE], app[SESSIONS], app[TITLES] = broker, live, Sessions(broker), titles
             yield
 
     app.cleanup_ctx.append(connected)
     app.cleanup_ctx.append(sockets.watched)
+    app.cleanup_ctx.append(conversations.retained)
     app.on_shutdown.append(sockets.close_all)
     app.on_response_prepare.append(access.sign)
     app.add_routes(
@@ -48,9 +50,19 @@ def create_app(config: Config) -> web.Application:
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
             web.get("/conversations", conversations.index, name="conversations"),
+            web.get("/conversations/search", conversations.find, name="search"),
             web.get("/conversations/{conversation}", conversations.show, name="conversation-messages"),
-            web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
+            web.patch("/conversations/{conversation}", conversations.change, name="conversation-change"),
             web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
+            web.post("/conversations/{conversation}/restore", conversations.restore, name="conversation-restore"),
+            web.get("/conversations/{conversation}/export", transcripts.export, name="conversation-export"),
+            web.post("/conversations/{conversation}/shares", shares.create, name="conversation-share"),
+            web.get("/c/{conversation}/print", shares.paper, name="conversation-print"),
+            web.get("/s/{share}", shares.page, name="share"),
+            web.get("/shares", shares.index, name="shares"),
+            web.delete("/shares/{share}", shares.revoke, name="share-revoke"),
+            web.get("/export", transcripts.export_all, name="export"),
+            web.post("/import", transcripts.take, name="import"),
             web.get("/v1/models", openai_api.models, name="v1-models"),
             web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),

@@ -58,6 +58,8 @@ async def _answer(
             "parent": parent,
             "title": turn.title,
         }
+        if turn.title:  # it is the first of a conversation
+            socket.titles.begin(turn.conversation, socket.owner, request.model, request.request_id)
         await socket.send(pack(accepted))
         with socket.live.placing(socket, request.model, request.request_id):
             await socket.relay(reader)

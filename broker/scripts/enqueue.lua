@@ -1,10 +1,12 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
 -- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
---       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user)
+--       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user);
+--       and how long it is kept (ms; 0: for ever)
 -- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
 local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local behind, kept = tonumber(ARGV[11]), ARGV[12] and cmsgpack.unpack(ARGV[12])
+local retain_ms = tonumber(ARGV[13] or 0)
 local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
 
 -- Until a worker takes what comes last: as measured, an answer takes so long, and so many are written at once.
@@ -48,7 +50,10 @@ if kept then
   if kept.title then redis.call('HSET', conversation, 'owner', owner, 'title', kept.title, 'created', at) end
   if kept.message then redis.call('HSET', K.messages(kept.conversation), kept.parent, kept.message) end
   redis.call('HSET', conversation, 'request', id, 'leaf', kept.parent, 'updated', at)
+  redis.call('HDEL', conversation, 'archived')  -- what is spoken in again comes back
+  redis.call('ZREM', K.archived(owner), kept.conversation)
   redis.call('ZADD', K.conversations(owner), at, kept.conversation)
+  retain(kept.conversation, owner, retain_ms, at)
   redis.call('PUBLISH', K.events_of(owner),
     cmsgpack.pack({type = 'event', event = 'began', conversation = kept.conversation, request_id = id}))
 end
@@ -68,7 +73,7 @@ local score = string.format('%.9f', start + behind + arrival / 16777216)
 
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,
   'history', history(), 'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
-  'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
+  'retain_ms', retain_ms, 'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)
 redis.call('ZADD', queue, score, id)

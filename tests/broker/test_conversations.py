@@ -78,13 +78,10 @@ async def test_nobody_else_sees_or_changes_a_conversation(broker):
     turn, _ = await begin(broker)
     for attempt in (
         conversations.load(broker, turn.conversation, "ben"),
-        conversations.rename(broker, turn.conversation, "ben", "mine"),
-        conversations.delete(broker, turn.conversation, "ben"),
         begin(broker, "ben", conversation=turn.conversation),
     ):
         with pytest.raises(NoSuchConversation):
             await attempt
-    assert await conversations.listed(broker, "ben") == []
 
 
 async def test_one_answer_at_a_time_in_a_conversation(broker):
@@ -93,36 +90,6 @@ async def test_one_answer_at_a_time_in_a_conversation(broker):
         await begin(broker, conversation=turn.conversation, parent=turn.parent)
     await say(broker, request_id, "done")
     await begin(broker, conversation=turn.conversation, parent=request_id)
-
-
-async def test_the_list_is_latest_first_and_paged(broker):
-    made = []
-    for i in range(5):
-        turn, request_id = await begin(broker, text=f"talk {i}")
-        await queues.cancel(broker, request_id, "anna")
-        await broker.redis.zadd("conversations:anna", {turn.conversation: i + 1})
-        made.append(turn.conversation)
-    found = await conversations.listed(broker, "anna", count=3)
-    assert [c.conversation_id for c in found] == made[:1:-1]
-    rest = await conversations.listed(broker, "anna", before=3, count=3)
-    assert [c.conversation_id for c in rest] == made[1::-1]
-
-
-async def test_a_deleted_conversation_stays_deleted_when_its_answer_ends(broker):
-    turn, request_id = await begin(broker)
-    assert await conversations.delete(broker, turn.conversation, "anna") == request_id
-    await say(broker, request_id, "too late")
-    with pytest.raises(NoSuchConversation):
-        await conversations.load(broker, turn.conversation, "anna")
-    assert await broker.redis.keys("*" + turn.conversation) == []
-
-
-async def test_renaming(broker):
-    turn, _ = await begin(broker)
-    await conversations.rename(broker, turn.conversation, "anna", "  A better\n title ")
-    assert (await conversations.load(broker, turn.conversation, "anna"))[0].title == "A better title"
-    with pytest.raises(BadRequest):
-        await conversations.rename(broker, turn.conversation, "anna", " ")
 
 
 def test_a_path_that_leads_in_a_circle_or_nowhere_is_refused():
