@@ -6,8 +6,9 @@ answer is ever without its question, and none is lost because nobody watched.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from broker import keys
@@ -16,6 +17,7 @@ from broker.errors import BadRequest, NoSuchConversation
 from broker.messages import Message, pack, unpack
 
 TITLE_CHARACTERS = 60
+SEEN = ("text", "file")  # kinds of parts that go into a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class StoredMessage:
     message_id: str
     role: str
     parent: str  # "" for the first
-    parts: tuple[dict[str, Any], ...]  # {kind: text, text: ...}
+    parts: tuple[dict[str, Any], ...]  # {kind: text, reasoning, tool or file; text; name of a tool or file}
     created: int = 0  # milliseconds since 1970, Redis' clock
     model: str = ""
     request_id: str = ""
@@ -33,11 +35,18 @@ class StoredMessage:
     usage: dict[str, Any] | None = None
     timings: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    rating: str = ""  # up, down or flag
+    note: str = ""  # why
 
     @property
     def text(self) -> str:
-        """What a model gets to see of it."""
+        """What was written, without the files that came with it and without thoughts."""
         return "".join(part["text"] for part in self.parts if part["kind"] == "text")
+
+    @property
+    def seen(self) -> str:
+        """What a model gets to see of it."""
+        return shown_to_model(self.parts)
 
     def to_map(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,7 +62,8 @@ class Conversation:
     created: int  # milliseconds since 1970
     updated: int
     leaf: str  # the message shown last
-    request: str = ""  # the answer that is being written
+    requests: tuple[str, ...] = ()  # the answers that are being written
+    settings: dict[str, Any] = field(default_factory=dict)  # what its last answer was asked with
     titled: str = ""  # whose title it is: "" the first words, "model", or "user"
     pinned: int = 0  # when it was, in milliseconds since 1970; 0: it is not
     archived: int = 0
@@ -61,15 +71,34 @@ class Conversation:
     shares: tuple[str, ...] = ()  # ids of what was shared of it
 
     def to_map(self) -> dict[str, Any]:
-        """What its owner sees of it."""
+        """What its owner sees of it in a list; the settings are for who opens it."""
         shown = asdict(self)
-        del shown["owner"]
+        del shown["owner"], shown["settings"]
         return shown
 
 
-def user_message(text: str, parent: str, created: int) -> bytes:
+def parts_of(text: str, files: Iterable[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+    """A user's text and the files (name, text) that come with it, as parts of a message."""
+    attached = [{"kind": "file", "name": name, "text": content} for name, content in files]
+    return [*attached, {"kind": "text", "text": text}] if text or not attached else attached
+
+
+def user_message(text: str, parent: str, created: int, files: Iterable[tuple[str, str]] = ()) -> bytes:
     """A user's message as it is stored."""
-    return pack({"role": "user", "parent": parent, "parts": [{"kind": "text", "text": text}], "created": created})
+    return pack({"role": "user", "parent": parent, "parts": parts_of(text, files), "created": created})
+
+
+def shown_to_model(parts: Iterable[dict[str, Any]]) -> str:
+    """What a model sees of a message: each file's name with its content in a fence, then the text."""
+    return "".join(_fenced(part) if part["kind"] == "file" else part["text"] for part in parts if part["kind"] in SEEN)
+
+
+def _fenced(file: dict[str, Any]) -> str:
+    name, text = file["name"], file["text"]
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in it
+    suffix = name.rpartition(".")[2]
+    language = suffix if suffix != name and re.fullmatch(r"[A-Za-z0-9+#-]{1,12}", suffix) else ""
+    return f"{name}\n{fence}{language}\n{text}{'' if text.endswith(chr(10)) else chr(10)}{fence}\n\n"
 
 
 def title_of(text: str) -> str:
@@ -123,7 +152,7 @@ def history(messages: Sequence[StoredMessage]) -> tuple[Message, ...]:
             if seen and seen[-1].role == "user":
                 seen.pop()
         else:
-            seen.append(Message(message.role, message.text))
+            seen.append(Message(message.role, message.seen))
     return tuple(seen)
 
 
@@ -132,9 +161,10 @@ def from_record(conversation_id: str, record: dict[bytes, bytes]) -> Conversatio
     if b"owner" not in record:
         return None
     text = {key.decode(): value.decode() for key, value in record.items() if key in _RECORD_FIELDS}
-    known: dict[str, Any] = {name: text.get(name, "") for name in ("owner", "title", "leaf", "request", "titled")}
+    known: dict[str, Any] = {name: text.get(name, "") for name in ("owner", "title", "leaf", "titled")}
     known |= {name: int(text.get(name) or 0) for name in ("created", "updated", "pinned", "archived")}
-    known |= {"tags": tuple(json.loads(text.get("tags", "[]"))), "shares": tuple(text.get("shares", "").split())}
+    known |= {name: tuple(text.get(name, "").split()) for name in ("requests", "shares")}
+    known |= {"tags": tuple(json.loads(text.get("tags", "[]"))), "settings": json.loads(text.get("settings", "{}"))}
     return Conversation(conversation_id, **known)
 
 

@@ -104,7 +104,7 @@ class NoSuchConversation(NotFound):
 
 class Conflict(FleetError):
     status, code = 409, "conflict"
-    sentence = "An answer is still being written in this conversation. Stop it or wait for it to finish."
+    sentence = "As many answers as may be are being written in this conversation. Stop one, or wait for one to finish."
 
 
 class Overloaded(FleetError):

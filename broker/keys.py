@@ -19,14 +19,14 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
     arq:retry:R          string   as request          arq                   arq          how often arq has started it
     turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is: owner → next turn, '' → now
-    pace:MODEL           hash     1 day               end                   enqueue      mean seconds of an answer
+    pace:MODEL           hash     1 day               end                   enqueue web  mean seconds of an answer
     counts:MODEL         hash     kept                enqueue end …         web, status  what happened so far: accepted, ended:stop … → how often
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
     poisoned:{R}         hash     7 days              expire release end    people       what crashed 3 times or could not be read: why, prompt, job …
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
-    conversation:ID      hash     KEEP_DAYS           enqueue end shelf     web          owner, title, times, leaf, request, pinned, tags …
-    messages:ID          hash     as conversation     enqueue end           web          message id → message (msgpack)
+    conversation:ID      hash     KEEP_DAYS           enqueue end shelf     web          owner, title, times, leaf, requests, pinned, tags …
+    messages:ID          hash     as conversation     enqueue end threads   web          message id → message (msgpack)
     deleted:ID           hash     60 s                shelf                 shelf        a deleted conversation:ID, to be brought back
     conversations:OWNER  zset     as the last of them enqueue end shelf     web          conversation ids by last change (ms)
     archived:OWNER       zset     as the last of them shelf                 web          the archived ones, in no other list
@@ -35,6 +35,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     share:ID             hash     as conversation     shares                web          owner, conversation, title, created, snapshot (msgpack)
     shares:OWNER         zset     as the last of them shares                web          share ids by creation (ms)
     retained             string   kept                web                   web          the days that all conversations were last given
+    ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
     rate:ACCOUNT         hash     until it is full    spend                 spend        what a key may still use: requests, tokens, at (ms)
@@ -78,6 +79,7 @@ PATTERNS = {
     "share": "share:%s",
     "shares": "shares:%s",
     "retained": "retained",
+    "ratings": "ratings",
     "secret": "secret",
     "accounts": "accounts",
     "rate": "rate:%s",
@@ -111,6 +113,11 @@ def serving(model: str) -> str:
 def worker(worker_id: str) -> str:
     """What one worker says of itself."""
     return _name("worker", worker_id)
+
+
+def pace(model: str) -> str:
+    """How long an answer of a model takes."""
+    return _name("pace", model)
 
 
 def counts(model: str) -> str:
@@ -200,6 +207,7 @@ def events_of(owner: str) -> str:
 
 MODELS = PATTERNS["models"]
 WORKERS = PATTERNS["workers"]
+RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]
 RETAINED = PATTERNS["retained"]
 ACCOUNTS = PATTERNS["accounts"]

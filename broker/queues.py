@@ -33,6 +33,8 @@ class Turn:
     parent: str  # id of the user message that it answers
     title: str = ""  # of the conversation, if this begins it
     message: bytes = b""  # the user message (msgpack), unless it is there already
+    settings: str = ""  # what it was asked with (JSON), for the owner's other devices
+    begun: bytes = b""  # parts (msgpack) of the answer that this one goes on from
 
     def encode(self) -> bytes:
         """For the script: what is empty is absent, and bytes are strings, since Lua's msgpack knows no others."""
@@ -57,7 +59,7 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
 
     Raises:
         QueueFull, ShareUsed: with `retry_after`.
-        NoSuchConversation, Conflict: the conversation is not the owner's, or an answer is being written in it.
+        NoSuchConversation, Conflict: the conversation is not the owner's, or all answers that it may have are under way.
         StorageFull, RedisAway
     """
     if broker.nearly_full:
@@ -150,3 +152,12 @@ async def places(broker: Broker, requests: Sequence[tuple[str, str]]) -> list[in
             pipe.zrank(keys.queue(model), request_id)
         ranks: list[Any] = await pipe.execute()
     return ranks
+
+
+async def paces(broker: Broker, models: Sequence[str]) -> dict[str, float]:
+    """The mean seconds of an answer of each model that has answered today."""
+    async with broker.redis.pipeline(transaction=False) as pipe:
+        for model in models:
+            pipe.hget(keys.pace(model), "seconds")
+        seconds: list[Any] = await pipe.execute()
+    return {model: float(mean) for model, mean in zip(models, seconds, strict=True) if mean}

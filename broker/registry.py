@@ -45,13 +45,18 @@ class ModelState:
             return self.card.state
         return "gone"
 
+    @property
+    def slots(self) -> int:
+        """Answers that its workers write at once."""
+        return int(sum(w.number("slots") for w in self.workers))
+
     def to_map(self) -> dict[str, Any]:
         """What pages and programs see of it."""
         return asdict(replace(self.card, state=self.state)) | {
             "waiting": self.waiting,
             "running": self.running,
             "workers": len(self.workers),
-            "slots": int(sum(w.number("slots") for w in self.workers)),
+            "slots": self.slots,
             "tokens_per_s": round(sum(w.number("tokens_per_s") for w in self.workers), 1),
         }
 

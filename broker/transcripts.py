@@ -6,6 +6,7 @@ it is kept: a mistake in it is a BadRequest that says where.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -50,33 +51,28 @@ def to_markdown(conversation: Conversation, path: Sequence[StoredMessage]) -> st
     parts = [f"# {conversation.title}", day]
     for message in path:
         parts.append("## You" if message.role == "user" else f"## {message.model or message.role}")
-        for part in message.parts:
-            if part["kind"] == "file":
-                fence = _fence(part["text"])
-                parts.append(f"{part['name']}\n\n{fence}\n{part['text']}\n{fence}")
-        parts.append(message.text)
+        parts.append(message.seen.strip("\n"))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-async def store(broker: Broker, owner: str, found: Sequence[Imported]) -> int:
-    """Keep conversations from a file as this owner's, with their own times; gives how many.
+async def store(broker: Broker, owner: str, found: Sequence[Imported]) -> list[str]:
+    """Keep conversations from a file as this owner's, with their own times; gives their ids.
 
     They are kept as long as if they had been changed now.
     """
     if broker.nearly_full:
         raise StorageFull
-    now = new_id()
+    now, stored = int(time.time() * 1000), list[str]()
     for start in range(0, len(found), STORED_AT_ONCE):
         async with redis_errors(), broker.redis.pipeline(transaction=False) as pipe:
-            ids = []
             for one in found[start : start + STORED_AT_ONCE]:
-                ids.append(new_id())
-                _store(pipe, ids[-1], owner, one, int(now[:12], 16))
+                stored.append(new_id())
+                _store(pipe, stored[-1], owner, one, now)
             await pipe.execute()
-            await broker.scripts.retain(args=[broker.config.retain_ms, *ids])
+            await broker.scripts.retain(args=[broker.config.retain_ms, *stored[start:]])
     async with redis_errors():
         await broker.redis.publish(keys.events_of(owner), pack({"type": "event", "event": "changed"}))
-    return len(found)
+    return stored
 
 
 def _store(pipe: Any, conversation_id: str, owner: str, one: Imported, now: int) -> None:
@@ -101,18 +97,5 @@ def _store(pipe: Any, conversation_id: str, owner: str, one: Imported, now: int)
 
 
 def _openai(message: StoredMessage) -> dict[str, Any]:
-    content = "".join(
-        f"{part['name']}:\n{part['text']}\n\n" if part["kind"] == "file" else part["text"]
-        for part in message.parts
-        if part["kind"] in ("text", "file")
-    )
     reasoning = "".join(part["text"] for part in message.parts if part["kind"] == "reasoning")
-    return {"role": message.role, "content": content} | ({"reasoning_content": reasoning} if reasoning else {})
-
-
-def _fence(text: str) -> str:
-    """A fence that is not in the text."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return fence
+    return {"role": message.role, "content": message.seen} | ({"reasoning_content": reasoning} if reasoning else {})

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, health, openai_api, pages, shares, sockets, statics, transcripts
+from webapp import access, conversations, health, openai_api, pages, shares, sockets, statics, threads, transcripts
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -51,7 +51,10 @@ def create_app(config: Config) -> web.Application:
             web.get("/models", pages.models, name="models"),
             web.get("/conversations", conversations.index, name="conversations"),
             web.get("/conversations/search", conversations.find, name="search"),
-            web.get("/conversations/{conversation}", conversations.show, name="conversation-messages"),
+            web.get("/conversations/{conversation}", threads.show, name="thread"),
+            web.put("/conversations/{conversation}/leaf", threads.choose, name="thread-leaf"),
+            web.delete("/conversations/{conversation}/messages/{message}", threads.delete, name="message-delete"),
+            web.put("/conversations/{conversation}/messages/{message}/rating", threads.rate, name="message-rating"),
             web.patch("/conversations/{conversation}", conversations.change, name="conversation-change"),
             web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
             web.post("/conversations/{conversation}/restore", conversations.restore, name="conversation-restore"),
@@ -62,7 +65,7 @@ def create_app(config: Config) -> web.Application:
             web.get("/shares", shares.index, name="shares"),
             web.delete("/shares/{share}", shares.revoke, name="share-revoke"),
             web.get("/export", transcripts.export_all, name="export"),
-            web.post("/import", transcripts.take, name="import"),
+            web.post("/import", transcripts.take, name="take"),
             web.get("/v1/models", openai_api.models, name="v1-models"),
             web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),

@@ -1,4 +1,4 @@
-"""Saved chats over HTTP: the list and the search, one with its messages, and what is changed about them.
+"""Saved chats over HTTP: the list and the search, and what is changed about them.
 
 Each is its owner's alone: the broker checks that.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from broker import conversations, search, shelf
+from broker import search, shelf
 from broker.connection import Broker, keep_trying
 from broker.errors import BadRequest
 from broker.tasks import beside
@@ -40,14 +40,6 @@ async def find(request: web.Request) -> web.Response:
     owner, query = await request.app[SESSIONS].owner(request), request.query
     found = await search.find(request.app[BROKER], owner, query.get("q", ""), query.get("before", ""))
     return web.json_response({"results": [r.to_map() for r in found.results], "after": found.after})
-
-
-async def show(request: web.Request) -> web.Response:
-    """A conversation and the messages from its first to the one shown last."""
-    owner = await request.app[SESSIONS].owner(request)
-    conversation, messages = await conversations.load(request.app[BROKER], request.match_info["conversation"], owner)
-    path = conversations.path(messages, conversation.leaf)
-    return web.json_response({"conversation": conversation.to_map(), "messages": [m.to_map() for m in path]})
 
 
 CHANGES: dict[str, tuple[Callable[[Any], bool], str, Change]] = {

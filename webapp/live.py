@@ -7,8 +7,9 @@ that has not taken the last news yet gets the next one in its place, so a slow o
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, Self
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ from broker import keys, queues, registry
 from broker.connection import Broker
 from broker.errors import FleetError
 from broker.messages import pack
+from broker.registry import ModelState
 from broker.tasks import beside, happens
 
 logger = logging.getLogger("fleetchat.live")
@@ -84,33 +86,39 @@ class Live:
             if not self._viewers:
                 continue
             try:
-                await self._tell_models()
-                await self._tell_places()
+                states = await registry.models(self._broker)
+                self._tell_models(states)
+                await self._tell_places({m.card.name: m.slots for m in states})
             except FleetError as error:
                 logger.debug("no look: %s", error)
             except Exception:
                 logger.exception("the look at the registry failed")
 
-    async def _tell_models(self) -> None:
-        states = [m.to_map() for m in await registry.models(self._broker)]
-        news = pack({"type": "models", "models": states})
+    def _tell_models(self, states: Sequence[ModelState]) -> None:
+        news = pack({"type": "models", "models": [m.to_map() for m in states]})
         if news != self._news:
             self._news = news
             for viewer in self._viewers:
                 viewer.tell(news, "models")
 
-    async def _tell_places(self) -> None:
+    async def _tell_places(self, slots: Mapping[str, int]) -> None:
         waiting = list(self._waiting.items())
         if not waiting:
             return
         ranks = await queues.places(self._broker, [(model, request_id) for (_, request_id), (model, _) in waiting])
+        paces = await queues.paces(self._broker, sorted({model for _, (model, _) in waiting}))
         for ((viewer, request_id), (model, told)), rank in zip(waiting, ranks, strict=True):
             if rank == told or (viewer, request_id) not in self._waiting:
                 continue
             self._waiting[viewer, request_id] = (model, rank)
-            state = {"type": "state", "request_id": request_id, "state": "running"}
-            place = {"type": "place", "request_id": request_id, "place": rank}
-            viewer.tell(pack(state if rank is None else place), f"place {request_id}")
+            news: dict[str, Any]
+            if rank is None:
+                news = {"type": "state", "request_id": request_id, "state": "running"}
+            else:
+                news = {"type": "place", "request_id": request_id, "place": rank}
+                if model in paces and slots.get(model):  # as long as answers have taken, so many at a time
+                    news["seconds"] = math.ceil((rank + 1) * paces[model] / slots[model])
+            viewer.tell(pack(news), f"place {request_id}")
 
 
 LIVE = web.AppKey("live", Live)

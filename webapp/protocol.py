@@ -4,11 +4,14 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from broker.conversations import parts_of, shown_to_model
 from broker.errors import BadRequest
-from broker.messages import Sampling
+from broker.messages import Message, Sampling, Structure
+
+FILES = 50  # that may come with one message
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{26}$")]
-Ref = Annotated[str, Field(max_length=64)]
+Model = Annotated[str, Field(max_length=128)]
 
 
 class Closed(BaseModel):
@@ -22,18 +25,80 @@ class Closed(BaseModel):
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
-class Settings(Closed):
-    """The page's controls."""
+class Form(Closed):
+    """A form that the answer must have."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    value: str = ""
+
+
+class Settings(Closed):
+    """The page's controls. What is absent is as `broker.messages.Sampling` has it, which also knows the other ranges."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    min_tokens: int | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: list[str] | None = None
+    ignore_eos: bool | None = None
+    structure: Form | None = None
+    thinking: bool | None = None  # for models whose template knows enable_thinking
+    system: str = ""  # what comes before the conversation
 
     def sampling(self, seed: int) -> Sampling:
         """For the engine; `seed` unless the page sent one."""
-        seed = seed if self.seed is None else self.seed
-        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)
+        more = {
+            "stop": tuple(self.stop or ()),
+            "structure": None if self.structure is None else Structure(self.structure.kind, self.structure.value),
+        }
+        given = self.model_dump(exclude_none=True, exclude={"system", "thinking", *more})
+        return Sampling(**{"seed": seed} | given | more)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """For the chat template."""
+        return {} if self.thinking is None else {"enable_thinking": self.thinking}
+
+    @property
+    def opening(self) -> tuple[Message, ...]:
+        """What every prompt begins with."""
+        return (Message("system", self.system),) if self.system.strip() else ()
+
+
+class File(Closed):
+    """A text file that comes with a message."""
+
+    name: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f]+$")]
+    text: str
+
+
+class Said(Closed):
+    """What somebody said, with their files."""
+
+    text: str = ""
+    files: Annotated[list[File], Field(max_length=FILES)] = Field(default_factory=list)
+
+    @property
+    def attached(self) -> list[tuple[str, str]]:
+        """The files' names and texts."""
+        return [(file.name, file.text) for file in self.files]
+
+    @property
+    def seen(self) -> str:
+        """What a model sees of it."""
+        return shown_to_model(parts_of(self.text, self.attached))
+
+
+class Earlier(Said):
+    """A message of a conversation that is not stored."""
+
+    role: Literal["user", "assistant"]
 
 
 class Incoming(Closed):
@@ -46,27 +111,39 @@ class Incoming(Closed):
         return {name: value for name in ("ref", "request_id") if (value := getattr(self, name, ""))}
 
 
-class Ask(Incoming):
-    """A new message of the user's. Without a conversation a new one begins."""
+class Asking(Incoming):
+    """What wants an answer. `ref` comes back with it; the same one again, after a lost connection, is the same request."""
 
-    type: Literal["ask"]
-    model: Annotated[str, Field(max_length=128)]
-    text: str
-    ref: Ref = ""
-    conversation: Id | Literal[""] = ""
-    parent: Id | Literal[""] = ""
+    model: Model
+    ref: Id | Literal[""] = ""
     settings: Settings = Field(default_factory=Settings)
 
 
-class Regenerate(Incoming):
+class Ask(Asking, Said):
+    """A new message of the user's. Without a conversation a new one begins, or with `temporary` none at all."""
+
+    type: Literal["ask"]
+    conversation: Id | Literal[""] = ""
+    parent: Id | Literal[""] = ""
+    temporary: bool = False
+    history: list[Earlier] = Field(default_factory=list)  # temporary: what was said before
+    begun: str = ""  # temporary: the answer that goes on
+
+
+class Regenerate(Asking):
     """Another answer to a user message that is there already."""
 
     type: Literal["regenerate"]
-    model: Annotated[str, Field(max_length=128)]
     conversation: Id
     message: Id
-    ref: Ref = ""
-    settings: Settings = Field(default_factory=Settings)
+
+
+class Continue(Asking):
+    """An answer that goes on where another one ended, as a version beside it."""
+
+    type: Literal["continue"]
+    conversation: Id
+    message: Id  # the answer
 
 
 class Resume(Incoming):
@@ -85,12 +162,12 @@ class Stop(Incoming):
     request_id: Id
 
 
-_ANY: TypeAdapter[Ask | Regenerate | Resume | Stop] = TypeAdapter(
-    Annotated[Union[Ask, Regenerate, Resume, Stop], Field(discriminator="type")]  # noqa: UP007
+_ANY: TypeAdapter[Ask | Regenerate | Continue | Resume | Stop] = TypeAdapter(
+    Annotated[Union[Ask, Regenerate, Continue, Resume, Stop], Field(discriminator="type")]  # noqa: UP007
 )
 
 
-def parse(raw: Any) -> Ask | Regenerate | Resume | Stop:
+def parse(raw: Any) -> Ask | Regenerate | Continue | Resume | Stop:
     """The message in `raw`.
 
     Raises:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -27,7 +28,7 @@ async def export(request: web.Request) -> web.Response:
     conversation_id, leaf = request.match_info["conversation"], request.query.get("leaf", "")
     if form == "html":
         address = request.app.router["conversation-print"].url_for(conversation=conversation_id)
-        raise web.HTTPSeeOther(address.with_query({"leaf": leaf} if leaf else {}))
+        return web.Response(status=303, headers={"Location": str(address.with_query({"leaf": leaf} if leaf else {}))})
     if form not in FORMS:
         raise BadRequest(f"format: one of {', '.join(FORMS)}, html is expected.", param="format")
     conversation, messages = await conversations.load(request.app[BROKER], conversation_id, owner)
@@ -43,16 +44,17 @@ async def export_all(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/json", **_attached(name, "json")})
     places = await shelf.every(broker, owner)
     await response.prepare(request)
-    await response.write(f'{{"fleetchat": {transcripts.FORMAT}, "conversations": ['.encode())
-    comma = ""
-    for _, one in places:
-        try:
-            found = transcripts.to_map(*await conversations.load(broker, one, owner))
-        except NoSuchConversation:
-            continue  # deleted meanwhile, or expired
-        await response.write(f"{comma}\n{json.dumps(found, ensure_ascii=False)}".encode())
-        comma = ","
-    await response.write(b"\n]}\n")
+    with suppress(ConnectionError):  # who has left needs no more of it
+        await response.write(f'{{"fleetchat": {transcripts.FORMAT}, "conversations": ['.encode())
+        comma = ""
+        for _, one in places:
+            try:
+                found = transcripts.to_map(*await conversations.load(broker, one, owner))
+            except NoSuchConversation:
+                continue  # deleted meanwhile, or expired
+            await response.write(f"{comma}\n{json.dumps(found, ensure_ascii=False)}".encode())
+            comma = ","
+        await response.write(b"\n]}\n")
     return response
 
 
@@ -61,12 +63,13 @@ async def take(request: web.Request) -> web.Response:
     owner, broker = await request.app[SESSIONS].remember(request, response := web.Response()), request.app[BROKER]
     raw = await read(request, imports.BYTES, UPLOAD_SECONDS)
     found = await asyncio.to_thread(imports.parse, raw)
-    count = await asyncio.shield(broker.later(transcripts.store(broker, owner, found)))
-    response.content_type, response.text = "application/json", json.dumps({"conversations": count})
+    stored = await asyncio.shield(broker.later(transcripts.store(broker, owner, found)))
+    response.content_type, response.text = "application/json", json.dumps({"conversations": stored})
     return response
 
 
 def _attached(name: str, suffix: str) -> dict[str, str]:
-    clean = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else " " for c in name).strip(" .") or "conversation"
+    clean = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else " " for c in name)
+    clean = " ".join(clean.split()).strip(" .") or "conversation"
     plain = f"{clean}.{suffix}".encode("ascii", "replace").decode().replace("?", "_")
     return {"Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(f'{clean}.{suffix}')}"}

@@ -70,7 +70,7 @@ async def serve(
         last: dict[str, Any] = {
             "reason": reason,
             "usage": {"prompt_tokens": outgoing.prompt_tokens or 0, "completion_tokens": outgoing.tokens},
-            "timings": timings(),
+            "timings": timings() | ({} if outgoing.reasoning is None else {"reasoning": outgoing.reasoning}),
         }
         await outgoing.end(last if error is None else last | {"error": error.to_map()})
         return ABORT if outgoing.lost else reason

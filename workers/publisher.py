@@ -38,6 +38,8 @@ class Outgoing:
         self.tokens = ids  # said so far, by earlier workers too
         self.prompt_tokens: int | None = None
         self.first: float | None = None  # time.monotonic() of the first piece
+        self._thinking: float | None = None  # time.monotonic() of the first thought
+        self._thought: float | None = None  # of what came behind it
         self.lost = False  # somebody else has it, or it was stopped
         self.ended = asyncio.Event()
         self._publisher = publisher
@@ -62,7 +64,18 @@ class Outgoing:
         elif known or not piece.finish:
             self._decode.gap(count, now - self._latest)
         self._latest = now
+        if piece.kind == "reasoning":
+            self._thinking = self._thinking or now
+        elif self._thinking and not self._thought and (piece.text or piece.data is not None):
+            self._thought = now
         self._publisher.push(self, urgent=first, tokens=count)
+
+    @property
+    def reasoning(self) -> float | None:
+        """Seconds of reasoning before anything else was said; None if it is not known that there were any."""
+        if self._thinking is None or self._start:
+            return None  # an earlier worker may have thought, too
+        return (self._thought or time.monotonic()) - self._thinking
 
     def count(self, tokens: int) -> None:
         """What the server behind an engine says that the answer has so far; such pieces have no token ids."""

@@ -34,6 +34,7 @@ class Scripts:
         self.beat = script("beat")
         self.leave = script("leave")
         self.spend = script("spend")
+        self.prune = script("prune")
         self.change = script("change")
         self.delete = script("delete")
         self.restore = script("restore")

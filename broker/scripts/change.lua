@@ -29,8 +29,10 @@ elseif changes.archived == 0 or changes.pinned == 1 then
   redis.call('ZADD', K.conversations(owner), c[3], id)
 end
 if changes.pinned == 1 then
-  redis.call('HSET', conversation, 'pinned', at)
-  redis.call('ZADD', K.pinned(owner), at, id)
+  local last = redis.call('ZRANGE', K.pinned(owner), -1, -1, 'WITHSCORES')[2]
+  local after = math.max(at, tonumber(last or 0) + 1)  -- two of one millisecond have an order, too
+  redis.call('HSET', conversation, 'pinned', after)
+  redis.call('ZADD', K.pinned(owner), after, id)
 end
 retain(id, owner, retain_ms, at)
 redis.call('PUBLISH', K.events_of(owner), cmsgpack.pack({type = 'event', event = 'changed', conversation = id}))

@@ -93,27 +93,57 @@ local function retain(id, owner, retain_ms, at)
   for _, list in ipairs({'conversations', 'archived', 'pinned', 'tagged', 'shares'}) do give(K[list](owner), last) end
 end
 
--- The finished answer as a message: the frames' text, joined by kind.
+-- A conversation's answers under way: those of its `requests` that have not ended.
+local function under_way(conversation)
+  local ids = {}
+  for id in string.gmatch(redis.call('HGET', conversation, 'requests') or '', '%S+') do
+    local state = redis.call('HGET', K.request(id), 'state')
+    if state and state ~= 'ended' then ids[#ids + 1] = id end
+  end
+  return ids
+end
+
+-- An answer's parts: the frames' text joined by kind, and each call of a tool with its arguments as text. `begun` are
+-- the parts (msgpack) of an answer that this one goes on from.
+local function parts_of(id, begun)
+  local parts, calls = {}, {}
+  local function add(part, text)
+    if not part.texts then
+      part.texts = {}
+      parts[#parts + 1] = part
+    end
+    part.texts[#part.texts + 1] = text
+  end
+  for _, part in ipairs(begun and cmsgpack.unpack(begun) or {}) do add({kind = part.kind, name = part.name}, part.text) end
+  for _, encoded in ipairs(redis.call('LRANGE', K.frames(id), 0, -1)) do
+    local frame = cmsgpack.unpack(encoded)
+    local kind, last = frame.kind or 'text', parts[#parts]
+    if kind == 'tool' and type(frame.data) == 'table' then
+      for _, delta in ipairs(frame.data) do  -- as a server behind may send it: nothing of its shape is sure
+        local called = type(delta) == 'table' and delta['function']
+        if type(called) == 'table' then
+          local index = delta.index or 0
+          calls[index] = calls[index] or {kind = 'tool', name = tostring(called.name or '')}
+          add(calls[index], type(called.arguments) == 'string' and called.arguments or '')
+        end
+      end
+    elseif frame.text and frame.text ~= '' then
+      add(last and last.kind == kind and last or {kind = kind}, frame.text)
+    end
+  end
+  for _, part in ipairs(parts) do part.text, part.texts = table.concat(part.texts), nil end
+  return parts
+end
+
+-- The finished answer as a message. It was created when it was asked for, so versions stand in the order of asking.
 local function save_answer(id, r, last, at)
   local conversation = K.conversation(r.conversation)
   if redis.call('HGET', conversation, 'owner') ~= r.owner then return end  -- deleted meanwhile
-  local parts, kind, texts = {}, nil, {}
-  local function close()
-    if kind and #texts > 0 then parts[#parts + 1] = {kind = kind, text = table.concat(texts)} end
-    texts = {}
-  end
-  for _, encoded in ipairs(redis.call('LRANGE', K.frames(id), 0, -1)) do
-    local frame = cmsgpack.unpack(encoded)
-    if (frame.kind or 'text') ~= kind then close() kind = frame.kind or 'text' end
-    if frame.text and frame.text ~= '' then texts[#texts + 1] = frame.text end
-  end
-  close()
   redis.call('HSET', K.messages(r.conversation), id, cmsgpack.pack({
-    role = 'assistant', parent = r.parent, parts = parts, model = r.model, request_id = id, created = at,
-    reason = last.reason, usage = last.usage, timings = last.timings, error = last.error,
+    role = 'assistant', parent = r.parent, parts = parts_of(id, r.begun), model = r.model, request_id = id,
+    created = tonumber(r.created), reason = last.reason, usage = last.usage, timings = last.timings, error = last.error,
   }))
-  redis.call('HSET', conversation, 'leaf', id, 'updated', at)
-  if redis.call('HGET', conversation, 'request') == id then redis.call('HDEL', conversation, 'request') end
+  redis.call('HSET', conversation, 'leaf', id, 'updated', at, 'requests', table.concat(under_way(conversation), ' '))
   redis.call('ZADD', K.conversations(r.owner), 'XX', at, r.conversation)  -- not if it was archived meanwhile
   local retain_ms = tonumber(r.retain_ms or 0)
   if retain_ms > 0 and not redis.call('HGET', conversation, 'pinned') then  -- the lists were given a day more than that

@@ -1,13 +1,14 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
 -- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
---       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user);
---       and how long it is kept (ms; 0: for ever)
--- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} busy
+--       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user),
+--       settings (JSON), begun (parts of the answer that it goes on from); and how long it is kept (ms; 0: for ever)
+-- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} as many answers are under way in it as may be
 local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local behind, kept = tonumber(ARGV[11]), ARGV[12] and cmsgpack.unpack(ARGV[12])
 local retain_ms = tonumber(ARGV[13] or 0)
 local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
+local COLUMNS, requests = 4, {}  -- answers that may be under way in one conversation, and those that are
 
 -- Until a worker takes what comes last: as measured, an answer takes so long, and so many are written at once.
 local function seconds_to_wait(backlog)
@@ -18,7 +19,9 @@ local function seconds_to_wait(backlog)
   return backlog * tonumber(redis.call('HGET', K.pace(model), 'seconds') or 1) / math.max(slots, 1)
 end
 
-if redis.call('EXISTS', K.request(id)) == 1 then return {0, redis.call('ZRANK', queue, id) or 0} end
+if redis.call('EXISTS', K.request(id)) == 1 or kept and redis.call('HGET', K.messages(kept.conversation), id) then
+  return {0, redis.call('ZRANK', queue, id) or 0}
+end
 local backlog = redis.call('ZCARD', queue)
 if backlog >= queue_limit then
   run_when_full()
@@ -35,10 +38,10 @@ if owner ~= '' and user_limit > 0 then
 end
 
 if kept then
-  local c = redis.call('HMGET', K.conversation(kept.conversation), 'owner', 'request')
-  if c[1] and c[1] ~= owner or not c[1] and not kept.title then return {-3} end
-  local state = c[2] and redis.call('HGET', K.request(c[2]), 'state')
-  if state and state ~= 'ended' then return {-4} end
+  local whose = redis.call('HGET', K.conversation(kept.conversation), 'owner')
+  if whose and whose ~= owner or not whose and not kept.title then return {-3} end
+  requests = under_way(K.conversation(kept.conversation))
+  if #requests >= COLUMNS then return {-4} end
 end
 
 -- The first write, so that a full server refuses it all (see run_when_full).
@@ -49,13 +52,15 @@ if kept then
   local conversation = K.conversation(kept.conversation)
   if kept.title then redis.call('HSET', conversation, 'owner', owner, 'title', kept.title, 'created', at) end
   if kept.message then redis.call('HSET', K.messages(kept.conversation), kept.parent, kept.message) end
-  redis.call('HSET', conversation, 'request', id, 'leaf', kept.parent, 'updated', at)
+  requests[#requests + 1] = id
+  redis.call('HSET', conversation, 'requests', table.concat(requests, ' '), 'leaf', kept.parent, 'updated', at)
+  if kept.settings then redis.call('HSET', conversation, 'settings', kept.settings) end
   redis.call('HDEL', conversation, 'archived')  -- what is spoken in again comes back
   redis.call('ZREM', K.archived(owner), kept.conversation)
   redis.call('ZADD', K.conversations(owner), at, kept.conversation)
   retain(kept.conversation, owner, retain_ms, at)
   redis.call('PUBLISH', K.events_of(owner),
-    cmsgpack.pack({type = 'event', event = 'began', conversation = kept.conversation, request_id = id}))
+    cmsgpack.pack({type = 'event', event = 'began', conversation = kept.conversation, request_id = id, message = kept.parent}))
 end
 
 -- Start-time fair queueing: a user's n-th waiting request stands with everybody's n-th. The fraction is the arrival order.
@@ -74,6 +79,7 @@ local score = string.format('%.9f', start + behind + arrival / 16777216)
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,
   'history', history(), 'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
   'retain_ms', retain_ms, 'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
+if kept and kept.begun then redis.call('HSET', K.request(id), 'begun', kept.begun) end
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)
 redis.call('ZADD', queue, score, id)

@@ -30,9 +30,9 @@ async def test_what_was_exported_is_imported_with_all_its_branches(broker):
     assert file["messages"][-1] == {"role": "assistant", "content": "so", "reasoning_content": "I think."}
     assert "anna" not in text
 
-    assert await transcripts.store(broker, "ben", parse(text)) == 1
+    (stored,) = await transcripts.store(broker, "ben", parse(text))
     after = await only(broker, "ben", archived=True)
-    assert after[0].conversation_id != one
+    assert after[0].conversation_id == stored != one
     assert (after[0].title, after[0].created, after[0].updated, after[0].tags) == (before[0].title, before[0].created, before[0].updated, ("t",))  # fmt: skip
     assert len(after[1]) == len(before[1]) == 4
     assert [(m.role, m.parts, m.created, m.model, m.usage) for m in conversations.path(after[1], after[0].leaf)] == [
@@ -48,7 +48,7 @@ async def test_an_import_can_be_gone_on_with(broker):
     await transcripts.store(broker, "anna", parse(json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]})))  # fmt: skip
     conversation, messages = await only(broker, "anna")
     assert [m.content for m in conversations.history(conversations.path(messages, conversation.leaf))] == ["hi", "ho"]
-    turn, request_id = await begin(broker, conversation=conversation.conversation_id, parent=conversation.leaf)
+    _, request_id = await begin(broker, conversation=conversation.conversation_id, parent=conversation.leaf)
     await say(broker, request_id, "on")
     conversation, messages = await only(broker, "anna")
     assert len(conversations.path(messages, conversation.leaf)) == 4
@@ -72,7 +72,7 @@ async def test_markdown_is_made_to_be_read(broker):
     from dataclasses import replace
 
     text = transcripts.to_markdown(conversation, [replace(path[0], parts=(file, *path[0].parts))])
-    assert "a.md\n\n````\n```\nx\n```\n````\n\nShow **me**" in text
+    assert "a.md\n````md\n```\nx\n```\n````\n\nShow **me**" in text
 
 
 async def test_a_full_server_takes_no_file(broker):

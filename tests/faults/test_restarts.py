@@ -12,7 +12,7 @@ import pytest
 
 from broker import keys
 from broker.embedded import free_port
-from broker.messages import pack
+from broker.messages import new_id, pack
 from faults.harness import Fleet, Member, counted, counting, listen
 from helpers import eventually
 
@@ -60,18 +60,18 @@ class Person:
         frames: list[dict] = []
         request_id, last = "", time.monotonic()
         pause = 0.0
-        await self._send(type="ask", model="echo", text=text, ref=text)
+        ref = new_id()
+        await self._send(type="ask", model="echo", text=text, ref=ref)
         while not (frames and "end" in frames[-1]):
             received = await self._ws.receive(30)
             if received.type is not aiohttp.WSMsgType.BINARY:
                 self.went_away.append(self._ws.close_code)
                 await self._connect()
-                request_id = request_id or await self._taken(text)
                 if request_id:
                     await self._send(type="resume", request_id=request_id, **{"from": len(frames)})
                 else:
                     self.asked_again += 1
-                    await self._send(type="ask", model="echo", text=text, ref=text)
+                    await self._send(type="ask", model="echo", text=text, ref=ref)  # the same request if it was taken
                 continue
             unpacker = msgpack.Unpacker()
             unpacker.feed(received.data)
@@ -91,17 +91,6 @@ class Person:
     async def _send(self, **message: object) -> None:
         with suppress(ConnectionError):  # the next receive finds it closed
             await self._ws.send_bytes(pack(message))
-
-    async def _taken(self, text: str) -> str:
-        """The request of a conversation that begins with this text, if there is one: what the page does, too."""
-        async with self._browser.get(f"{self._site}/conversations") as response:
-            listed = (await response.json())["conversations"]
-        for one in listed:
-            if text.startswith(one["title"].rstrip("…")):
-                async with self._browser.get(f"{self._site}/conversations/{one['conversation_id']}") as response:
-                    shown = await response.json()
-                return shown["conversation"].get("request") or shown["messages"][-1]["request_id"]
-        return ""
 
 
 async def restart_worker(fleet: Fleet, old: Member, **settings: object) -> Member:

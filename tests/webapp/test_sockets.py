@@ -13,10 +13,11 @@ from webclient import Page
 
 async def test_an_answer_over_the_socket_is_kept_in_a_conversation(worker_in, page, browser):
     async with worker_in():
-        await page.send(type="ask", ref="r1", model="echo", text="one two three", settings={"max_tokens": None})
+        ref = new_id()
+        await page.send(type="ask", ref=ref, model="echo", text="one two three", settings={"max_tokens": None})
         accepted = await page.next()
         assert accepted["type"] == "accepted"
-        assert accepted["ref"] == "r1"
+        assert accepted["ref"] == ref
         assert (await page.answer())[0] == "one two three"
         async with browser.get(f"/conversations/{accepted['conversation']}") as response:
             shown = await response.json()
@@ -40,11 +41,11 @@ async def test_a_follow_up_and_another_answer(worker_in, page, browser):
         assert (await page.answer())[0] == "second"
         async with browser.get(f"/conversations/{begun['conversation']}") as response:
             shown = (await response.json())["messages"]
-    assert [m["message_id"] for m in shown] == [
-        begun["message"],
-        begun["request_id"],
-        second["message"],
-        again["request_id"],
+    assert [(m["message_id"], m["versions"]) for m in shown] == [
+        (begun["message"], [begun["message"]]),
+        (begun["request_id"], [begun["request_id"]]),
+        (second["message"], [second["message"]]),
+        (again["request_id"], [second["request_id"], again["request_id"]]),
     ]
 
 
@@ -66,7 +67,14 @@ async def test_a_reload_continues_where_it_stood(worker_in, page, browser):
         first = await page.next("frame")
         await page.ws.close()
         async with browser.get(f"/conversations/{accepted['conversation']}") as response:
-            assert (await response.json())["conversation"]["request"] == accepted["request_id"]
+            shown = await response.json()
+            assert shown["conversation"]["requests"] == [accepted["request_id"]]
+            (running,) = shown["running"]
+            assert (running["request_id"], running["message"], running["model"]) == (
+                accepted["request_id"],
+                accepted["message"],
+                "echo",
+            )
         async with browser.ws_connect("/ws") as ws:
             again = Page(ws)
             await again.send(type="resume", request_id=accepted["request_id"], **{"from": first["seq"] + 1})
@@ -111,7 +119,31 @@ BAD = [
     ({}, "bad_request"),
     ({"type": "dance"}, "bad_request"),
     ({"type": ["ask"]}, "bad_request"),
-    ({"type": "ask", "model": "echo"}, "bad_request"),
+    ({"type": "ask", "model": "echo"}, "prompt_empty"),
+    ({"type": "ask", "model": "echo", "text": "x", "ref": "short"}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"top_k": 1.5}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"min_p": 2.0}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"presence_penalty": -9.0}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"stop": "x"}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"stop": ["x"] * 65}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"structure": {"kind": "poem"}}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"thinking": "yes"}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"logprobs": 3}}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "settings": {"system": "語" * 700}}, "prompt_too_large"),
+    ({"type": "ask", "model": "echo", "text": "x", "files": [{"name": "", "text": "x"}]}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "files": [{"name": "a\nb", "text": "x"}]}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "files": [{"name": "a", "text": b"x"}]}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "files": [{"name": "a", "text": "x"}] * 51}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "files": [{"name": "a", "text": "x" * 2000}]}, "prompt_too_large"),
+    ({"type": "ask", "model": "echo", "text": "x", "history": [{"role": "user", "text": "y"}]}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "begun": "y"}, "bad_request"),
+    ({"type": "ask", "model": "echo", "text": "x", "temporary": True, "conversation": "0" * 26}, "bad_request"),
+    (
+        {"type": "ask", "model": "echo", "text": "x", "temporary": True, "history": [{"role": "system", "text": "y"}]},
+        "bad_request",
+    ),
+    ({"type": "ask", "model": "echo", "text": "x", "temporary": True, "begun": "y"}, "bad_request"),
+    ({"type": "continue", "model": "echo", "conversation": "0" * 26, "message": "0" * 26}, "conversation_not_found"),
     ({"type": "ask", "model": "echo", "text": 5}, "bad_request"),
     ({"type": "ask", "model": "echo", "text": b"\xff"}, "bad_request"),
     ({"type": "ask", "model": "echo", "text": "x", "temperature": 1}, "bad_request"),
@@ -148,9 +180,10 @@ async def test_a_message_of_a_wrong_shape_is_an_error_and_the_socket_stays_open(
 
 async def test_the_limit_of_a_prompt_is_named(broker, page):
     await registry.beat(broker, "w", "ready", {"models": "echo"}, [ModelCard("echo", state="ready")])
-    await page.send(type="ask", ref="big", model="echo", text="x" * 2001)
+    ref = new_id()
+    await page.send(type="ask", ref=ref, model="echo", text="x" * 2001)
     error = await page.next()
-    assert error["ref"] == "big"
+    assert error["ref"] == ref
     assert "2001" in error["message"]
     assert "2000" in error["message"]
 
@@ -216,7 +249,7 @@ async def test_asking_in_a_conversation_that_was_deleted_is_an_error(worker_in, 
             pass
         with pytest.raises(NoSuchConversation):
             await queues.enqueue(broker, request(model="echo", owner="anybody"), turn)
-        assert await broker.redis.keys(f"*{begun['conversation']}*") == []
+        assert not await broker.redis.exists(keys.conversation(begun["conversation"]))
 
 
 async def test_the_pages_own_origin_is_let_in(browser, site):

@@ -110,6 +110,22 @@ async def test_an_answer_goes_on_behind_what_was_said(broker, serve):
     assert frames[-1].end["usage"]["completion_tokens"] == 3
 
 
+@pytest.mark.parametrize(
+    ("pieces", "told"),
+    [
+        ((Piece("Well", kind="reasoning"), Piece("so", kind="reasoning"), Piece("one"), STOP), True),
+        ((Piece("Well", kind="reasoning"), Piece("", finish="length")), True),
+        ((Piece("one"), STOP), False),
+    ],
+)
+async def test_how_long_it_thought_is_told_with_the_end(broker, serve, pieces, told):
+    await queues.enqueue(broker, request())
+    last = (await serve(Scripted(*pieces)))[-1]
+    assert ("reasoning" in last.end["timings"]) == told
+    if told:
+        assert 0 < last.end["timings"]["reasoning"] < last.end["timings"]["total"]
+
+
 async def test_what_the_server_behind_counts_goes_before_the_token_ids(broker, serve):
     await queues.enqueue(broker, request())
     frames = await serve(Scripted(Piece("a"), Piece("b"), STOP, counts=(12, 34)))

@@ -296,7 +296,7 @@ class ChatPage {
         const taken =
           run.kind === "ask"
             ? messages.some((message) => message.role === "user" && message.parent === run.parent && textOf(message) === run.text)
-            : Boolean(conversation.request);
+            : conversation.requests.length > 0;
         if (taken) return this.#adopt(run, run.conversation);
       } else {
         const { conversations } = await call("GET", "/conversations");
@@ -470,7 +470,8 @@ class ChatPage {
     this.#retitle(conversation.title);
     const last = messages.findLast((message) => message.role === "assistant")?.model;
     if (last) this.#picker.prefer(last);
-    if (conversation.request && conversation.request !== lost) this.#takeUp(conversation.request);
+    const [request] = conversation.requests;
+    if (request && request !== lost) this.#takeUp(request);
     else if (this.#question && !view) this.#unanswered(lost);
     this.#follower.toEnd();
     this.#modelsChanged();
@@ -525,7 +526,7 @@ class ChatPage {
       const { conversation } = await call("GET", `/conversations/${id}`);
       if (id !== this.#conversation) return;
       this.#retitle(conversation.title);
-      if (this.#run ? this.#run.request_id && conversation.request !== this.#run.request_id : conversation.request || conversation.leaf !== this.#leaf) {
+      if (this.#run ? this.#run.request_id && conversation.requests[0] !== this.#run.request_id : conversation.requests.length || conversation.leaf !== this.#leaf) {
         if (!this.#refused) this.#open(id, { push: false });
       }
     } catch (error) {
@@ -647,7 +648,8 @@ function textOfNode(node) {
 }
 
 function newRef() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const random = Array.from(crypto.getRandomValues(new Uint8Array(7)), (byte) => byte.toString(16).padStart(2, "0"));
+  return Date.now().toString(16).padStart(12, "0") + random.join("");
 }
 
 new ChatPage();

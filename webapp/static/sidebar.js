@@ -106,7 +106,7 @@ export class Sidebar {
 
   async #load(before) {
     try {
-      const { conversations, more } = await call("GET", before ? `/conversations?before=${before}` : "/conversations");
+      const { conversations, after: more } = await call("GET", before ? `/conversations?before=${before}` : "/conversations");
       if (before) {
         this.conversations = [...this.conversations, ...conversations.filter((c) => !this.find(c.conversation_id))];
         this.#more = more;
@@ -153,10 +153,10 @@ export class Sidebar {
     if (again?.id) list.querySelector(`.side-item[data-id="${CSS.escape(again.id)}"] ${again.menu ? "button" : "a"}`)?.focus();
   }
 
-  #item({ conversation_id: id, title, request }) {
+  #item({ conversation_id: id, title, requests }) {
     const name = title || "Untitled";
     const link = h("a", { href: `/c/${id}`, "data-id": id, title: name, "aria-current": id === this.#active ? "page" : null }, h("span", { class: "side-title" }, name));
-    if (request) link.append(h("span", { class: "side-busy" }, h("span", { class: "sr" }, ", an answer is being written")));
+    if (requests.length) link.append(h("span", { class: "side-busy" }, h("span", { class: "sr" }, ", an answer is being written")));
     link.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
       event.preventDefault();

@@ -2,7 +2,7 @@
 
 Of a prompt it repeats the text, or each token's id as a word. It is sure of all that it says: log-probabilities are 0.
 A message or prompt that begins with `/echo 100 20ms` is answered by the words 1 to 100, one every 20 ms. A word is a
-token. Where FLEETCHAT_ECHO_FAULTS is set (anybody may write to an echo), behind it may stand what happens after the last
+token. An answer that is to be continued goes on with the words that it has not said. Where FLEETCHAT_ECHO_FAULTS is set (anybody may write to an echo), behind it may stand what happens after the last
 word, instead of the end:
 
     /echo 5 20ms crash    the process kills itself (SIGKILL)
@@ -93,7 +93,7 @@ class EchoEngine:
     busy = False  # a word that comes late is no hung engine; True once it has been told to hang
 
     def __init__(self, names: Iterable[str], slots: int) -> None:
-        self.cards = tuple(ModelCard(name, context=CONTEXT) for name in names)
+        self.cards = tuple(ModelCard(name, context=CONTEXT, abilities=("continue",)) for name in names)
         self.slots = slots
         self.steps = 0
         self.failures = 0  # steps that have failed
@@ -107,6 +107,7 @@ class EchoEngine:
         prompt = [word for text in texts for word in _words(text)]
         if len(prompt) >= CONTEXT:
             raise PromptTooLong(f"The prompt has {len(prompt)} tokens, and echo takes {CONTEXT}.")
+        begun = _words(texts.pop()) if request.continue_final_message and len(texts) > 1 else []
         text, pace, deed = texts[-1], 0.0, None
         if command := COMMAND.match(text):
             words = [f"{i} " for i in range(1, int(command[1]) + 1)]
@@ -114,7 +115,7 @@ class EchoEngine:
             deed = command[4] if FAULTS in os.environ else None
         else:
             words = _words(text)
-        yield EchoPieces(self, words, request.sampling, pace, prompt, len(said), deed)
+        yield EchoPieces(self, words[len(begun) :], request.sampling, pace, prompt, len(said), deed)
 
     async def close(self) -> None:
         """Nothing to free."""
