@@ -12,9 +12,16 @@ from typing import Any
 from broker import queues, registry, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, EmbedRequest, Frame, Request, wrong_kind
+from broker.messages import ChatRequest, EmbedRequest, Frame, Request, TokenRequest, wrong_kind
 from broker.queues import Turn
 from broker.streams import Reader
+
+ADVICE = {
+    ChatRequest: ("The conversation", "Shorten the message, or start a new conversation."),
+    EmbedRequest: ("The input", "Send fewer texts at once."),
+    TokenRequest: ("What was sent", "Send less at once."),
+}
+"""What is too large, and what to do."""
 
 
 @asynccontextmanager
@@ -29,7 +36,7 @@ async def ask(
     check_size(broker, request)
     request.check()
     card = await registry.find(broker, request.model)
-    if card.state == "ready" and card.kind != request.KIND:  # what kind it is, a loading one may not know yet
+    if card.state == "ready" and card.kind not in request.KINDS:  # what kind it is, a loading one may not know yet
         raise wrong_kind(request)
     async with streams.read(broker, request.request_id) as reader:
         reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)
@@ -42,20 +49,16 @@ async def ask(
 
 def check_size(broker: Broker, request: Request) -> None:
     """Raises PromptEmpty or PromptTooLarge: what can be refused without a tokenizer is refused before the queue."""
-    embedding = isinstance(request, EmbedRequest)
+    param = "input" if isinstance(request, EmbedRequest) else None
     if request.empty:
-        raise PromptEmpty("An input is empty. Leave it out.", param="input") if embedding else PromptEmpty
+        raise PromptEmpty("An input is empty. Leave it out.", param=param) if param else PromptEmpty
     size, limit = request.size, request.ROOM * broker.config.prompt_bytes
     if size > limit:
-        if embedding:
-            raise PromptTooLarge(
-                f"The input has {size} bytes, and this server takes {limit} ({request.ROOM} times "
-                "FLEETCHAT_PROMPT_BYTES). Send fewer texts at once.",
-                param="input",
-            )
+        what, advice = ADVICE[type(request)]
+        times = f"{request.ROOM} times " if request.ROOM > 1 else ""
         raise PromptTooLarge(
-            f"The conversation has {size} bytes, and this server takes {limit} (FLEETCHAT_PROMPT_BYTES). "
-            "Shorten the message, or start a new conversation."
+            f"{what} has {size} bytes, and this server takes {limit} ({times}FLEETCHAT_PROMPT_BYTES). {advice}",
+            param=param,
         )
 
 

@@ -6,6 +6,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     key                  type     lifetime            written by            read by      what
     ───────────────────  ───────  ──────────────────  ────────────────────  ───────────  ──────────────────────────────
     queue:MODEL          zset     while it waits      every script          all          waiting request ids by turn
+    queue:MODEL#tokens   zset     while it waits      every script          all          the same of what is done beside a worker's slots: token lists
     running:MODEL        zset     while it runs       every script          all          claimed ids by lease end (ms)
     queue:MODEL:health-check  string  6 s             arq                   arq --check  a worker of the model lives
     models               hash     kept                beat                  all          name → card (msgpack)
@@ -39,6 +40,8 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
     rate:ACCOUNT         hash     until it is full    spend                 spend        what a key may still use: requests, tokens, at (ms)
+
+    running:, turns:, pace: and counts: have a MODEL#tokens as well, and live: an OWNER#tokens; no model has a # in its name.
 
     channel              published by        heard by       what
     ───────────────────  ──────────────────  ─────────────  ─────────────────────────────────────────────
@@ -91,6 +94,10 @@ PATTERNS = {
 }
 
 
+BESIDE = "#tokens"  # behind a model's name: the queue of what is done beside its workers' slots
+LANES = ("", BESIDE)  # of each model
+
+
 def _name(pattern: str, part: str) -> str:
     return PATTERNS[pattern].replace("%s", part)
 
@@ -98,6 +105,11 @@ def _name(pattern: str, part: str) -> str:
 def queue(model: str) -> str:
     """Waiting requests of a model."""
     return _name("queue", model)
+
+
+def beside(model: str) -> str:
+    """What stands in place of a model's name in the keys of its second queue."""
+    return model + BESIDE
 
 
 def running(model: str) -> str:
@@ -213,7 +225,7 @@ RETAINED = PATTERNS["retained"]
 ACCOUNTS = PATTERNS["accounts"]
 EVENTS = PATTERNS["events"]
 
-LUA = "local K = {}\n" + "".join(
+LUA = f"local K = {{lanes = {{{', '.join(map(repr, LANES))}}}}}\n" + "".join(
     f"K.{name} = function(id) return '{pattern.replace('%s', chr(39) + ' .. id .. ' + chr(39))}' end\n"
     for name, pattern in PATTERNS.items()
 )

@@ -151,8 +151,9 @@ class ChatRequest:
     """One request for one answer."""
 
     JOB: ClassVar[str] = "chat"  # the worker's function
-    KIND: ClassVar[str] = "chat"  # of models that can do it
+    KINDS: ClassVar[tuple[str, ...]] = ("chat",)  # of models that can do it
     ROOM: ClassVar[int] = 1  # times FLEETCHAT_PROMPT_BYTES
+    BESIDE: ClassVar[bool] = False  # True: it takes no slot of a worker and waits for none
 
     model: str
     messages: tuple[Message, ...]  # empty when there is a prompt
@@ -220,8 +221,9 @@ class EmbedRequest:
     """One request for the vectors of some texts."""
 
     JOB: ClassVar[str] = "embed"
-    KIND: ClassVar[str] = "embedding"
+    KINDS: ClassVar[tuple[str, ...]] = ("embedding",)
     ROOM: ClassVar[int] = 8  # these are many texts, and clients send some hundred pages at once
+    BESIDE: ClassVar[bool] = False
     keep: ClassVar[bool] = False  # nobody waits for vectors that nobody reads
 
     model: str
@@ -262,7 +264,63 @@ class EmbedRequest:
         return found
 
 
-Request = ChatRequest | EmbedRequest
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One request for what a model's tokenizer says."""
+
+    JOB: ClassVar[str] = "tokens"
+    KINDS: ClassVar[tuple[str, ...]] = ("chat", "embedding")
+    ROOM: ClassVar[int] = 1
+    BESIDE: ClassVar[bool] = True
+    OPS: ClassVar[tuple[str, ...]] = ("tokenize", "detokenize", "count", "info")
+    keep: ClassVar[bool] = False
+    empty: ClassVar[bool] = False  # nothing has no tokens
+
+    op: str
+    of: ChatRequest  # the messages or the prompt (of detokenize the ids; of info neither), the model, and who asks
+    add_special_tokens: bool = True  # those that the tokenizer puts around a text
+    add_generation_prompt: bool = True  # behind messages, where an answer would begin
+    strings: bool = False  # each token as the vocabulary writes it, too
+
+    @property
+    def model(self) -> str:
+        return self.of.model
+
+    @property
+    def request_id(self) -> str:
+        return self.of.request_id
+
+    @property
+    def owner(self) -> str:
+        return self.of.owner
+
+    @property
+    def size(self) -> int:
+        """As that of what would be answered."""
+        return self.of.size
+
+    def check(self) -> None:
+        """Raises BadRequest when there is no such thing to ask."""
+        if self.op not in self.OPS:
+            raise BadRequest(f"A tokenizer cannot {self.op!r:.40}.")
+
+    def encode(self) -> bytes:
+        flags = {name: getattr(self, name) for name in ("add_special_tokens", "add_generation_prompt", "strings")}
+        return pack({"op": self.op, "of": self.of.encode()} | flags)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises BadRequest when the map is of a wrong shape."""
+        try:
+            raw = unpack(data)
+            found = cls(**_known(cls, raw) | {"of": ChatRequest.decode(raw["of"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadRequest(f"The stored request cannot be read: {error!r}.") from error
+        found.check()
+        return found
+
+
+Request = ChatRequest | EmbedRequest | TokenRequest
 
 
 def wrong_kind(request: Request) -> BadRequest:

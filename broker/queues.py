@@ -1,6 +1,7 @@
 """Putting a request into its model's queue, taking it out again, and where it stands.
 
-One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog. The scripts do
+One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog; a second one,
+beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do
 the work; this module gives them their arguments and turns their answers into errors and dataclasses.
 """
 
@@ -50,8 +51,14 @@ class Claim:
     token: str
     epoch: int
     model: str
+    queue: str  # the model's, or the one beside it
     waited: float  # seconds between enqueue and claim
     crashes: int
+
+    @property
+    def beside(self) -> bool:
+        """Whether it takes none of the worker's slots."""
+        return self.queue != self.model
 
 
 async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False) -> int:
@@ -67,13 +74,14 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
         raise StorageFull
     config = broker.config
     job = serialize_job(request.JOB, (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
+    queue = keys.beside(request.model) if request.BESIDE else request.model
     # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
     limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
-                request.request_id, request.model, request.owner, int(request.keep), request.encode(), job,
-                *limits, BEHIND if low_priority else 0, *([turn.encode(), config.retain_ms] if turn else []),
+                request.request_id, request.model, queue, request.owner, int(request.keep), request.encode(), job, *limits,
+                BEHIND if low_priority else 0, *([turn.encode(), config.retain_ms] if turn else []),
             ]
         )  # fmt: skip
     match status:
@@ -98,9 +106,16 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
 
 
 async def claim(
-    broker: Broker, worker_id: str, token: str, want: int, models: Sequence[str], mine: Sequence[str]
+    broker: Broker,
+    worker_id: str,
+    token: str,
+    want: int,
+    models: Sequence[str],
+    mine: Sequence[str],
+    *,
+    beside: int = 0,
 ) -> list[Claim]:
-    """Up to `want` waiting requests, which are this worker's from now on.
+    """Up to `want` waiting requests, and up to `beside` that take no slot, which are this worker's from now on.
 
     Args:
         token: unique to this call; every claim of it gets a token of its own, so that a worker that stalled and
@@ -109,11 +124,11 @@ async def claim(
     """
     lease_ms, grace_ms = int(broker.config.lease_seconds * 1000), int(ORPHAN_SECONDS * 1000)
     flat = await broker.scripts.claim(
-        args=[worker_id, token, want, lease_ms, grace_ms, int(not mine), len(models), *models, *mine]
+        args=[worker_id, token, lease_ms, grace_ms, int(not mine), want, beside, len(models), *models, *mine]
     )
     return [
-        Claim(i.decode(), t.decode(), int(e), m.decode(), int(w) / 1000, int(c))
-        for i, t, e, m, w, c in (flat[k : k + 6] for k in range(0, len(flat), 6))
+        Claim(i.decode(), t.decode(), int(e), m.decode(), q.decode(), int(w) / 1000, int(c))
+        for i, t, e, m, q, w, c in (flat[k : k + 7] for k in range(0, len(flat), 7))
     ]
 
 

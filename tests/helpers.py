@@ -6,7 +6,7 @@ from typing import Any
 
 from broker import queues
 from broker.connection import Broker
-from broker.messages import ChatRequest, Message
+from broker.messages import ChatRequest, Message, TokenRequest
 from broker.queues import Claim
 
 
@@ -15,11 +15,16 @@ def request(text: str = "hi", *, owner: str = "", keep: bool = True, model: str 
     return ChatRequest(model, (Message("user", text),), owner=owner, keep=keep, **more)
 
 
+def tokens(text: str = "hi", *, owner: str = "", model: str = "m") -> TokenRequest:
+    """A question to a tokenizer."""
+    return TokenRequest("tokenize", ChatRequest(model, (), owner=owner, prompt=text))
+
+
 async def claim(
-    broker: Broker, worker: str = "w", want: int = 1, token: str = "t", mine: tuple[str, ...] = ()
+    broker: Broker, worker: str = "w", want: int = 1, token: str = "t", mine: tuple[str, ...] = (), beside: int = 0
 ) -> list[Claim]:
     """What a worker gets of model `m`."""
-    return await queues.claim(broker, worker, token, want, ["m"], mine)
+    return await queues.claim(broker, worker, token, want, ["m"], mine, beside=beside)
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 5) -> Any:

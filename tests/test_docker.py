@@ -97,6 +97,9 @@ async def test_a_worker_and_a_web_app_need_no_more_than_their_users_may(broker, 
                     body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
                     async with browser.post("/v1/chat/completions", json=body, headers={"x-api-key": key}) as response:
                         assert response.status == 200
+                    asked = {"model": "echo", "prompt": "hello"}
+                    async with browser.post("/tokenize", json=asked, headers={"x-api-key": key}) as response:
+                        assert response.status == 200
                     async with browser.get("/conversations") as response:
                         assert len((await response.json())["conversations"]) == 1
             process.terminate()

@@ -90,10 +90,10 @@ async def test_the_redis_cli_lines_work_as_printed(broker, worker_in, tmp_path):
     assert done.returncode == 0, done.stderr
     assert not re.search(r"^\(?error|ERR|NOAUTH|WRONGTYPE", done.stdout + done.stderr, re.M | re.I)
     parts = [part.strip() for part in done.stdout.split("---\n")]
-    alive, _, worker, waiting, running, _, state, frames_, said, followed = parts[1:11]
+    alive, _, worker, waiting, beside, running, _, state, frames_, said, followed = parts[1:12]
     assert alive
     assert "slots" in worker
-    assert waiting == "0"
+    assert (waiting, beside) == ("0", "0")
     assert len(running) == 26
     assert "epoch" in state
     assert running in frames_

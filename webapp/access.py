@@ -12,12 +12,13 @@ from aiohttp import web
 
 from broker import accounts
 from broker.accounts import NOBODY, Account, Allowance
-from broker.errors import FleetError, Forbidden, RateLimited, Unauthorized
+from broker.errors import FleetError, Forbidden, NoSuchModel, RateLimited, Unauthorized
 from broker.messages import new_id
 from webapp import openai_answers
 from webapp.state import BROKER
 
-PATHS = ("/v1/",)  # the API's
+PATHS = ("/v1/", "/api/v1/", "/tokenize", "/detokenize", "/tokenizer_info")  # the API's
+FREE = "/v1/models"  # what costs nothing: it asks no worker
 RETRY_SECONDS = 2  # for a 429 or 503 that does not say
 NAME = re.compile(r"[\x21-\x7e]{1,128}")  # of a request, as its sender calls it
 SHOWN = "x-request-id, retry-after, " + ", ".join(
@@ -62,13 +63,24 @@ async def admit(request: web.Request) -> None:
             "Its operator makes a key by: fleetchat keys create NAME."
         )
     request[ACCOUNT] = account or NOBODY
-    if account is not None and account.limited and request.method == "POST":
+    if account is not None and account.limited and not request.path.startswith(FREE):
         allowance = request[ALLOWANCE] = await accounts.spend(broker, account, requests=1)
         if allowance.wait:
             raise RateLimited(
                 f"This API key may use {account.limits} a minute. Please try again in {allowance.wait:.1f} s.",
                 retry_after=math.ceil(allowance.wait),
             )
+
+
+def check_model(request: web.Request, name: str) -> None:
+    """Raises NoSuchModel unless the key of this request may use a model of that name."""
+    if not request[ACCOUNT].allows(name):
+        raise no_such_model(name)
+
+
+def no_such_model(name: str) -> NoSuchModel:
+    """What is said of a model that there is not, and of one that a key may not know of."""
+    return NoSuchModel(f"There is no model called {name[:128]!r}, or your key may not use it.")
 
 
 def charge(request: web.Request, tokens: int) -> None:

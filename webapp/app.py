@@ -12,7 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, conversations, health, openai_api, pages, shares, sockets, statics, threads, transcripts
+from webapp import (
+    access,
+    conversations,
+    health,
+    openai_api,
+    pages,
+    shares,
+    sockets,
+    statics,
+    threads,
+    tokens,
+    transcripts,
+)
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -71,6 +83,12 @@ def create_app(config: Config) -> web.Application:
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
             web.post("/v1/completions", openai_api.completions, name="v1-completions"),
             web.post("/v1/embeddings", openai_api.embeddings, name="v1-embeddings"),
+            web.post("/tokenize", tokens.tokenize, name="tokenize"),
+            web.post("/v1/tokenize", tokens.tokenize, name="v1-tokenize"),
+            web.post("/detokenize", tokens.detokenize, name="detokenize"),
+            web.post("/v1/detokenize", tokens.detokenize, name="v1-detokenize"),
+            web.get("/tokenizer_info", tokens.tokenizer_info, name="tokenizer-info"),
+            web.post("/api/v1/token_check", tokens.token_check, name="token-check"),
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from broker import chat, registry
 from broker.connection import Broker
-from broker.errors import FleetError, NoSuchModel, from_map
+from broker.errors import FleetError, from_map
 from broker.messages import ChatRequest, EmbedRequest, Frame
 from broker.streams import Reader
 from broker.tasks import stop
@@ -53,7 +53,7 @@ async def model(request: web.Request) -> web.Response:
         for state in await registry.models(request.app[BROKER]):
             if state.card.name == name:
                 return _json(openai_answers.model(state))
-    raise _no_such(name)
+    raise access.no_such_model(name)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -76,8 +76,7 @@ async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings."""
     asked = check(Embedding, await _body(request, EmbedRequest.ROOM))
     account = request[access.ACCOUNT]
-    if not account.allows(asked.model):
-        raise _no_such(asked.model)
+    access.check_model(request, asked.model)
     wanted = asked.request(account.id)
     pieces: dict[int, list[str]] = {}  # by number: a worker that takes over says some again
     async with chat.ask(request.app[BROKER], wanted) as reader:
@@ -109,8 +108,7 @@ async def _answer(
 ) -> web.StreamResponse:
     """The answers to all requests, in the way that was asked for."""
     broker = request.app[BROKER]
-    if not request[access.ACCOUNT].allows(asked.model):
-        raise _no_such(asked.model)
+    access.check_model(request, asked.model)
     for one in requests:
         chat.check_size(broker, one)
     try:
@@ -232,10 +230,6 @@ class _Many:
                     await self._mailbox.put(batch)
         except Exception as error:  # whoever takes raises it
             await self._mailbox.put(error)
-
-
-def _no_such(name: str) -> NoSuchModel:
-    return NoSuchModel(f"There is no model called {name[:128]!r}, or your key may not use it.")
 
 
 def _json(document: Map) -> web.Response:

@@ -105,6 +105,8 @@ def _note(worker_id: str, claim: Claim, outgoing: Outgoing, outcome: str, timing
     } | {name: seconds and round(seconds, 4) for name, seconds in timings.items()}
     text = "request %s of %s: %s, %d tokens in, %d out, epoch %d, waited %s s, first %s s, total %s s"
     logger.info(text, *facts.values(), extra=facts | {"worker": worker_id})
+    if claim.beside:
+        return  # no answer, and these are counts of answers
     metrics.ENDED.labels(claim.model, outcome).inc()
     if outcome != ABORT:
         metrics.WHOLE.labels(claim.model).observe(timings["total"])

@@ -2,7 +2,7 @@
 
 What stays arq's: the settings, running a job with its limits and log lines, signals as the way to stop. What is
 ours: a job is picked up when a wake message comes and not at the next poll (the poll stays as safety net); the claim
-takes it out of the queue under a lease, from any of this worker's queues; finish and failure go through the scripts
+takes it out of the queue under a lease, from any of this worker's queues, as many as it has slots and some that take none; finish and failure go through the scripts
 that end a request, whichever way arq takes; `arq --check` also fails when the engine is dead or silent. A lost Redis is
 waited for, and no job can end the process.
 """
@@ -31,6 +31,7 @@ from workers.health import Pulse
 logger = logging.getLogger("fleetchat.worker")
 
 POLL_SECONDS = 0.5  # a lost wake message costs this at most
+BESIDE = 16  # jobs at once that take no slot
 
 
 class FleetWorker(Worker):
@@ -85,42 +86,48 @@ class FleetWorker(Worker):
         if self.pulse is None or not self.pulse.trouble:
             await super().record_health()
 
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return sum(not claim.beside for claim in self.claims.values())
+
     def wake(self) -> None:
         """Look for work now."""
         self._wake.set()
 
     async def _poll_iteration(self) -> None:
-        free = self.max_jobs - len(self.tasks)
-        if free <= 0 or any(claim.crashes >= 2 for claim in self.claims.values()):
+        free, beside = self.max_jobs - self.busy, BESIDE - len(self.claims) + self.busy
+        if max(free, beside) <= 0 or any(claim.crashes >= 2 for claim in self.claims.values()):
             return  # a request that brought down two workers runs alone
         if not self.ctx["engine"].alive:
             return  # what it would take comes to nothing here; the process is about to end
         models = list(self.models)
         self.models = models[1:] + models[:1]  # no model of this worker is always served last
         claims = await queues.claim(
-            self.broker, self.ctx["worker_id"], secrets.token_hex(8), free, models, list(self.claims)
+            self.broker, self.ctx["worker_id"], secrets.token_hex(8), free, models, list(self.claims), beside=beside
         )
         now = time.monotonic()
         for claim in claims:
-            if claim.epoch == 1:
+            if claim.epoch == 1 and not claim.beside:
                 metrics.QUEUED.labels(claim.model).observe(claim.waited)
                 if claim.waited <= now - self._free_since:
                     metrics.PICKUP.labels(claim.model).observe(claim.waited)
             self._start(claim)
-        if len(self.tasks) >= self.max_jobs:
+        if self.busy >= self.max_jobs:
             self._free_since = math.inf
 
     def _start(self, claim: Claim) -> None:
         self.claims[claim.request_id] = claim
         task = self.loop.create_task(self._run(claim))
         self.tasks[claim.request_id] = task
-        task.add_done_callback(lambda _: self._done(claim.request_id))
+        task.add_done_callback(lambda _: self._done(claim))
 
-    def _done(self, request_id: str) -> None:
-        self.claims.pop(request_id, None)
-        del self.tasks[request_id]
-        self._free_since = min(self._free_since, time.monotonic())
-        self.aborting_tasks.discard(request_id)
+    def _done(self, claim: Claim) -> None:
+        self.claims.pop(claim.request_id, None)
+        del self.tasks[claim.request_id]
+        if not claim.beside:
+            self._free_since = min(self._free_since, time.monotonic())
+        self.aborting_tasks.discard(claim.request_id)
         self._wake.set()
 
     async def _run(self, claim: Claim) -> None:

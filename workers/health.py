@@ -99,7 +99,7 @@ async def livez(request: web.Request) -> web.Response:
 async def show_metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
     presence = request.app[PRESENCE]
-    running = Counter(claim.model for claim in presence.worker.claims.values())
+    running = Counter(claim.model for claim in presence.worker.claims.values() if not claim.beside)
     for name in presence.names:
         metrics.RUNNING.labels(name).set(running[name])
         metrics.CACHE_USE.labels(name).set(presence.engine.cache_use if presence.engine else 0.0)

@@ -86,7 +86,7 @@ class Presence:
             "device": engine.device if engine else "",
             "dtype": engine.dtype if engine else "",
             "slots": self.worker.max_jobs,
-            "busy": len(self.worker.claims),
+            "busy": self.worker.busy,
             "progress": self.cards[0].progress,
             "tokens_per_s": f"{self.publisher.tokens_per_s():.1f}",
             "version": version("fleetchat"),

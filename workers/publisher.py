@@ -68,7 +68,7 @@ class Outgoing:
             self._thinking = self._thinking or now
         elif self._thinking and not self._thought and (piece.text or piece.data is not None):
             self._thought = now
-        self._publisher.push(self, urgent=first, tokens=count)
+        self._publisher.push(self, urgent=first, tokens=0 if self.claim.beside else count)
 
     @property
     def reasoning(self) -> float | None:
@@ -84,6 +84,8 @@ class Outgoing:
 
     async def end(self, end: Mapping[str, Any]) -> None:
         """Write the last frame, and return when Redis has it or has refused it."""
+        if self._pieces and self._pieces[-1].data is not None:
+            self._seal()  # by itself: scripts unpack the last frame, and data may be large
         self._seal(end)
         self._publisher.push(self, urgent=True)
         await self.ended.wait()

@@ -20,6 +20,7 @@ from broker.messages import pack, unpack
 from workers.chat import chat
 from workers.embeddings import embed
 from workers.fleet_worker import FleetWorker
+from workers.tokens import tokens
 
 MAX_TRIES = 1000  # starts, hand-overs included; crashes are counted apart, by the scripts
 
@@ -35,7 +36,7 @@ def make_settings(config: Config | None = None) -> type:
     FleetWorker.__signature__ = STOCK_SIGNATURE  # type: ignore[attr-defined]
     arq.worker.Worker = FleetWorker  # type: ignore[misc]
     settings: dict[str, Any] = {
-        "functions": [chat, embed],
+        "functions": [chat, embed, tokens],
         "queue_name": keys.queue(models[0].name),  # for `arq --check`; the worker claims from all its models' queues
         "redis_settings": _redis_settings(config.redis_url),  # for `arq --check`; the worker has its own connection
         "ctx": {"config": config, "models": models},

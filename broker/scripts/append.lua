@@ -5,7 +5,7 @@ run_when_full()
 local lease_ms, out = tonumber(ARGV[1]), {}
 
 local function append(id, claim, seq, last, prompt_tokens, ids, frame)
-  local v = redis.call('HMGET', K.request(id), 'claim', 'state', 'model')
+  local v = redis.call('HMGET', K.request(id), 'claim', 'state', 'queue')
   if v[1] ~= claim then
     if v[3] then count(v[3], 'fenced') end
     return -1

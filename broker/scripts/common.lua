@@ -13,12 +13,12 @@ local function run_when_full()
   redis.call('DEL', K.nothing())
 end
 
--- What has happened to a model's requests, for ever: `fleetchat status` and /metrics show it (broker/metrics.py has the words).
-local function count(model, what, n)
-  redis.pcall('HINCRBY', K.counts(model), what, n or 1)  -- a number must not keep an answer from its end
+-- What has happened to a queue's requests, for ever: `fleetchat status` and /metrics show it (broker/metrics.py has the words).
+local function count(queue, what, n)
+  redis.pcall('HINCRBY', K.counts(queue), what, n or 1)  -- a number must not keep an answer from its end
 end
 
-local TEXTS = {'state', 'model', 'owner', 'keep', 'claim', 'worker', 'conversation', 'parent'}
+local TEXTS = {'state', 'model', 'queue', 'owner', 'keep', 'claim', 'worker', 'conversation', 'parent'}
 local NUMBERS = {'created', 'wait_until', 'run_ms', 'score', 'epoch', 'crashes'}
 
 -- The name of the data's history: another one after a restart or a fail-over, when the last second may be missing.
@@ -64,17 +64,22 @@ local function abandoned(id, r, at, grace_ms)
   return at - tonumber(r.alone_since) >= grace_ms
 end
 
+-- The set that a request is in while it uses up its owner's share. What lies beside a model's own queue has a share of its own.
+local function share(owner, model, queue)
+  return K.live(owner .. string.sub(queue, #model + 1))
+end
+
 local function put_back(id, r, holder)
-  redis.call('ZREM', K.running(r.model), id)
-  redis.call('ZADD', K.queue(r.model), r.score, id)
+  redis.call('ZREM', K.running(r.queue), id)
+  redis.call('ZADD', K.queue(r.queue), r.score, id)
   redis.call('HSET', K.request(id), 'state', 'waiting', 'claim', holder)
   redis.call('PUBLISH', K.wake(r.model), id)
 end
 
 -- A worker whose lease ran out, and whose request nobody else took, has it again.
-local function regain(id, model, lease_ms, at)
-  redis.call('ZREM', K.queue(model), id)
-  redis.call('ZADD', K.running(model), at + lease_ms, id)
+local function regain(id, queue, lease_ms, at)
+  redis.call('ZREM', K.queue(queue), id)
+  redis.call('ZADD', K.running(queue), at + lease_ms, id)
   redis.call('HSET', K.request(id), 'state', 'running')
 end
 
@@ -177,18 +182,18 @@ local function finish(id, r, frame, reason, error)
   redis.call('RPUSH', frames, frame)
   redis.call('HSET', K.request(id), 'state', 'ended', 'finished', at, 'reason', last.reason,
     'completion_tokens', last.usage and last.usage.completion_tokens or 0, 'error', last.error and last.error.code or '')
-  redis.call('ZREM', K.queue(r.model), id)
-  redis.call('ZREM', K.running(r.model), id)
+  redis.call('ZREM', K.queue(r.queue), id)
+  redis.call('ZREM', K.running(r.queue), id)
   redis.call('DEL', K.job(id), K.retry(id), K.prompt(id), K.tokens(id))
   redis.call('PEXPIRE', K.request(id), AFTER_MS)
   redis.call('PEXPIRE', frames, AFTER_MS)
-  if r.owner ~= '' then redis.call('SREM', K.live(r.owner), id) end
-  count(r.model, 'ended:' .. (last.error and last.error.code or last.reason))
+  if r.owner ~= '' then redis.call('SREM', share(r.owner, r.model, r.queue), id) end
+  count(r.queue, 'ended:' .. (last.error and last.error.code or last.reason))
   for direction, tokens in pairs({['in'] = 'prompt_tokens', out = 'completion_tokens'}) do
-    count(r.model, 'tokens:' .. direction, math.floor(last.usage and tonumber(last.usage[tokens]) or 0))
+    count(r.queue, 'tokens:' .. direction, math.floor(last.usage and tonumber(last.usage[tokens]) or 0))
   end
   if r.started and (last.reason == 'stop' or last.reason == 'length') then
-    local pace, seconds = K.pace(r.model), (at - tonumber(r.started)) / 1000
+    local pace, seconds = K.pace(r.queue), (at - tonumber(r.started)) / 1000
     local mean = tonumber(redis.call('HGET', pace, 'seconds') or seconds)
     redis.call('HSET', pace, 'seconds', string.format('%.3f', mean + 0.1 * (seconds - mean)))
     redis.call('PEXPIRE', pace, 86400000)
@@ -211,7 +216,7 @@ end
 -- A request was there when a worker, or a step of its engine, broke down. The third time it is ended; says whether it was.
 local function crashed(id, r, error)
   r.crashes = redis.call('HINCRBY', K.request(id), 'crashes', 1)
-  count(r.model, 'crashed')
+  count(r.queue, 'crashed')
   if r.crashes < 3 then return false end
   keep_for_inspection(id, r, error)
   finish(id, r, false, 'error', error)

@@ -1,13 +1,13 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
--- ARGV: id, model, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
+-- ARGV: id, model, its queue, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
 --       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user),
 --       settings (JSON), begun (parts of the answer that it goes on from); and how long it is kept (ms; 0: for ever)
 -- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} as many answers are under way in it as may be
-local id, model, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local behind, kept = tonumber(ARGV[11]), ARGV[12] and cmsgpack.unpack(ARGV[12])
-local retain_ms = tonumber(ARGV[13] or 0)
-local at, queue, turns = now_ms(), K.queue(model), K.turns(model)
+local id, model, queue, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local behind, kept = tonumber(ARGV[12]), ARGV[13] and cmsgpack.unpack(ARGV[13])
+local retain_ms = tonumber(ARGV[14] or 0)
+local at, waits, turns, live = now_ms(), K.queue(queue), K.turns(queue), share(owner, model, queue)
 local COLUMNS, requests = 4, {}  -- answers that may be under way in one conversation, and those that are
 
 -- Until a worker takes what comes last: as measured, an answer takes so long, and so many are written at once.
@@ -16,24 +16,24 @@ local function seconds_to_wait(backlog)
   for _, worker in ipairs(redis.call('ZRANGE', K.serving(model), 0, -1)) do
     slots = slots + (tonumber(redis.call('HGET', K.worker(worker), 'slots')) or 0)
   end
-  return backlog * tonumber(redis.call('HGET', K.pace(model), 'seconds') or 1) / math.max(slots, 1)
+  return backlog * tonumber(redis.call('HGET', K.pace(queue), 'seconds') or 1) / math.max(slots, 1)
 end
 
 if redis.call('EXISTS', K.request(id)) == 1 or kept and redis.call('HGET', K.messages(kept.conversation), id) then
-  return {0, redis.call('ZRANK', queue, id) or 0}
+  return {0, redis.call('ZRANK', waits, id) or 0}
 end
-local backlog = redis.call('ZCARD', queue)
+local backlog = redis.call('ZCARD', waits)
 if backlog >= queue_limit then
   run_when_full()
-  count(model, 'refused:queue')
+  count(queue, 'refused:queue')
   return {-1, string.format('%.3f', seconds_to_wait(backlog))}
 end
 if owner ~= '' and user_limit > 0 then
-  local live = redis.call('SCARD', K.live(owner))
-  if live >= user_limit then
+  local used = redis.call('SCARD', live)
+  if used >= user_limit then
     run_when_full()
-    count(model, 'refused:user')
-    return {-2, live}
+    count(queue, 'refused:user')
+    return {-2, used}
   end
 end
 
@@ -76,17 +76,17 @@ end
 redis.call('PEXPIRE', turns, 86400000)
 local score = string.format('%.9f', start + behind + arrival / 16777216)
 
-redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'owner', owner, 'keep', keep, 'created', at,
+redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'queue', queue, 'owner', owner, 'keep', keep, 'created', at,
   'history', history(), 'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
   'retain_ms', retain_ms, 'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
 if kept and kept.begun then redis.call('HSET', K.request(id), 'begun', kept.begun) end
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)
-redis.call('ZADD', queue, score, id)
-count(model, 'accepted')
+redis.call('ZADD', waits, score, id)
+count(queue, 'accepted')
 if owner ~= '' then
-  redis.call('SADD', K.live(owner), id)
-  redis.call('PEXPIRE', K.live(owner), ttl)
+  redis.call('SADD', live, id)
+  redis.call('PEXPIRE', live, ttl)
 end
 redis.call('PUBLISH', K.wake(model), id)
-return {0, redis.call('ZRANK', queue, id)}
+return {0, redis.call('ZRANK', waits, id)}

@@ -10,28 +10,29 @@ local at, returned, ended = now_ms(), 0, 0
 local last = tonumber(redis.call('GET', K.swept()) or at - 1000)
 if at - last < 400 then return {0, 0, 0} end
 redis.call('SET', K.swept(), at)
-local models = redis.call('HKEYS', K.models())
+local models, queues = redis.call('HKEYS', K.models()), {}
+for _, model in ipairs(models) do
+  for _, lane in ipairs(K.lanes) do queues[#queues + 1] = model .. lane end
+end
 
 if at - last > math.max(heartbeat_ms / 2, PAUSE_MS) then  -- Redis, or everybody, was away: nobody could renew anything, so all get their time again
   local function start_anew(key, score)
     for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZADD', key, score, member) end
   end
   start_anew(K.workers(), at)
-  for _, model in ipairs(models) do
-    start_anew(K.serving(model), at)
-    start_anew(K.running(model), at + heartbeat_ms)
-  end
+  for _, model in ipairs(models) do start_anew(K.serving(model), at) end
+  for _, queue in ipairs(queues) do start_anew(K.running(queue), at + heartbeat_ms) end
   return {0, 0, 0}
 end
 
 local pruned = redis.call('ZREMRANGEBYSCORE', K.workers(), '-inf', at - heartbeat_ms)
-for _, model in ipairs(models) do
-  redis.call('ZREMRANGEBYSCORE', K.serving(model), '-inf', at - heartbeat_ms)
+for _, model in ipairs(models) do redis.call('ZREMRANGEBYSCORE', K.serving(model), '-inf', at - heartbeat_ms) end
 
-  for _, id in ipairs(redis.call('ZRANGE', K.running(model), 0, -1)) do
+for _, queue in ipairs(queues) do
+  for _, id in ipairs(redis.call('ZRANGE', K.running(queue), 0, -1)) do
     local r = load_request(id)
     if r.state == 'running' then
-      local lease = tonumber(redis.call('ZSCORE', K.running(model), id))
+      local lease = tonumber(redis.call('ZSCORE', K.running(queue), id))
       if at >= tonumber(r.run_until) then
         finish(id, r, false, 'error', ran)
         tell_worker(id, r)
@@ -47,19 +48,19 @@ for _, model in ipairs(models) do
           ended = ended + 1
         else
           put_back(id, r, r.claim)  -- the claim stays: a worker that was only stuck regains it if nobody took it
-          count(model, 'requeued:lease')
+          count(queue, 'requeued:lease')
           returned = returned + 1
         end
       end
-    elseif redis.call('ZSCORE', K.running(model), id) then
-      redis.call('ZREM', K.running(model), id)
+    elseif redis.call('ZSCORE', K.running(queue), id) then
+      redis.call('ZREM', K.running(queue), id)
     end
   end
 
-  for _, id in ipairs(redis.call('ZRANGE', K.queue(model), 0, -1)) do
+  for _, id in ipairs(redis.call('ZRANGE', K.queue(queue), 0, -1)) do
     local r = load_request(id)
     if r.state ~= 'waiting' then
-      redis.call('ZREM', K.queue(model), id)
+      redis.call('ZREM', K.queue(queue), id)
     elseif r.started and at >= tonumber(r.run_until) then  -- its worker went, and no other came
       finish(id, r, false, 'error', waited)
       ended = ended + 1

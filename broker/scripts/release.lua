@@ -5,5 +5,5 @@ local r = load_request(ARGV[1])
 if r.claim ~= ARGV[2] or r.state ~= 'running' then return 0 end
 if ARGV[3] ~= '' and crashed(ARGV[1], r, cmsgpack.unpack(ARGV[3])) then return 0 end
 put_back(ARGV[1], r, '')
-count(r.model, ARGV[3] == '' and 'requeued:handed_over' or 'requeued:step_failed')
+count(r.queue, ARGV[3] == '' and 'requeued:handed_over' or 'requeued:step_failed')
 return 1

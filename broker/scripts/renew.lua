@@ -3,7 +3,7 @@ run_when_full()
 local lease_ms, at, lost = tonumber(ARGV[1]), now_ms(), {}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
-  local v = redis.call('HMGET', K.request(id), 'claim', 'state', 'model')
+  local v = redis.call('HMGET', K.request(id), 'claim', 'state', 'queue')
   if v[1] ~= ARGV[i + 1] or v[2] == 'ended' then
     lost[#lost + 1] = id
   elseif v[2] == 'waiting' then

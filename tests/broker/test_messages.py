@@ -3,7 +3,18 @@ import pickle
 import pytest
 
 from broker.errors import BadRequest, FleetError, QueueFull, from_map
-from broker.messages import ChatRequest, Frame, Message, ModelCard, Sampling, Structure, new_id, pack, unpack
+from broker.messages import (
+    ChatRequest,
+    Frame,
+    Message,
+    ModelCard,
+    Sampling,
+    Structure,
+    TokenRequest,
+    new_id,
+    pack,
+    unpack,
+)
 
 
 def test_a_request_comes_back_as_it_was():
@@ -19,6 +30,15 @@ def test_a_request_comes_back_as_it_was():
     tool = {"type": "function", "function": {"name": "f"}}
     request = ChatRequest("m", messages, sampling, owner="o", keep=True, tools=(tool,), template_kwargs={"think": True})
     assert ChatRequest.decode(request.encode()) == request
+
+
+def test_a_question_to_a_tokenizer_comes_back_as_it_was():
+    request = TokenRequest("tokenize", ChatRequest("m", (), owner="o", prompt=(1, 2)), False, False, True)
+    assert TokenRequest.decode(request.encode()) == request
+    assert (request.model, request.owner, request.size, request.request_id) == ("m", "o", 8, request.of.request_id)
+    for wrong in (b"", pack({}), pack({"op": "tokenize", "of": b"x"}), TokenRequest("train", request.of).encode()):
+        with pytest.raises(BadRequest):
+            TokenRequest.decode(wrong)
 
 
 def test_readers_ignore_keys_that_they_do_not_know():

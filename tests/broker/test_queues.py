@@ -8,7 +8,7 @@ from broker.connection import Broker
 from broker.errors import FleetError, QueueFull, ShareUsed
 from broker.messages import Frame, ModelCard, pack
 from broker.streams import Written
-from helpers import claim, request
+from helpers import claim, request, tokens
 
 pytestmark = pytest.mark.usefixtures("card")
 
@@ -49,6 +49,94 @@ async def test_a_repeated_enqueue_changes_nothing(broker):
     await queues.enqueue(broker, asked)
     await queues.enqueue(broker, asked)
     assert await broker.redis.zcard(keys.queue("m")) == 1
+
+
+async def test_what_takes_no_slot_has_a_queue_and_a_number_of_its_own(broker):
+    asked, others = [request() for _ in range(3)], [tokens() for _ in range(5)]
+    for one in (*asked, *others):
+        async with streams.read(broker, one.request_id):  # somebody listens
+            await queues.enqueue(broker, one)
+        await broker.redis.hset(keys.request(one.request_id), "keep", 1)
+    assert await broker.redis.zrange("queue:m#tokens", 0, -1) == [one.request_id.encode() for one in others]
+    claims = await claim(broker, want=2, beside=4)
+    assert [c.request_id for c in claims] == [one.request_id for one in (*asked[:2], *others[:4])]
+    assert [c.beside for c in claims] == [False, False, True, True, True, True]
+    assert {c.model for c in claims} == {"m"}
+    assert len({c.token for c in claims}) == 6
+    assert [await broker.redis.zcard(f"{kind}:m{lane}") for kind in ("queue", "running") for lane in ("", "#tokens")] == [1, 1, 2, 4]  # fmt: skip
+    held = tuple(c.request_id for c in claims)
+    assert [c.beside for c in await claim(broker, want=0, beside=4, mine=held, token="t2")] == [True]
+    assert [c.beside for c in await claim(broker, want=4, beside=0, mine=held, token="t3")] == [False]
+
+
+async def test_a_question_to_a_tokenizer_wakes_a_worker_of_the_model(broker):
+    async with broker.listener.subscribe(keys.wake("m")) as wakes:
+        await queues.enqueue(broker, asked := tokens())
+        assert await wakes.take(2) == ([asked.request_id.encode()], False)
+
+
+async def test_a_share_of_answers_is_none_of_tokens(broker):
+    broker.config = replace(broker.config, user_limit=1, queue_limit=1)
+    await queues.enqueue(broker, request(owner="anna"))
+    await queues.enqueue(broker, tokens(owner="anna"))
+    for more in (request, tokens):
+        with pytest.raises((QueueFull, ShareUsed)):
+            await queues.enqueue(broker, more(owner="anna"))
+    assert await broker.redis.hget(keys.counts("m"), "accepted") == b"1"
+    assert set(await registry.counts(broker)) == {"m"}
+
+
+async def test_time_ends_and_gives_back_what_takes_no_slot(broker):
+    """Its lease runs out, it waits too long, it runs too long, nobody listens, and it is cancelled: as with all others."""
+    lost, late, long, left, gone = (tokens(owner="anna") for _ in range(5))
+    beside = keys.beside("m")
+    for one in (lost, long):
+        async with streams.read(broker, one.request_id):
+            await queues.enqueue(broker, one)
+            (held,) = await claim(broker, beside=1, token=one.request_id)
+            assert held.request_id == one.request_id
+    for one in (late, left, gone):
+        await queues.enqueue(broker, one)
+    await broker.redis.zadd(keys.running(beside), {lost.request_id: 1})
+    await broker.redis.hset(keys.request(late.request_id), "wait_until", 1)
+    await broker.redis.hset(keys.request(long.request_id), "run_until", 1)
+    await broker.redis.hset(keys.request(left.request_id), "alone_since", 1)
+    assert await queues.cancel(broker, gone.request_id, "anna")
+    await sweep(broker)
+    assert await broker.redis.zrange(keys.queue(beside), 0, -1) == [lost.request_id.encode()]
+    assert await broker.redis.zcard(keys.running(beside)) == 0
+    assert [(await state(broker, one.request_id))["reason"] for one in (late, long, left, gone)] == [
+        "error",
+        "error",
+        "abandoned",
+        "cancelled",
+    ]
+    assert await broker.redis.smembers("live:anna#tokens") == {lost.request_id.encode()}
+    async with streams.read(broker, lost.request_id):
+        (again,) = await claim(broker, beside=1, token="again")
+    assert (again.request_id, again.epoch) == (lost.request_id, 2)
+    assert await queues.renew(broker, [again]) == []
+    await broker.redis.zadd(keys.running(beside), {lost.request_id: 1})
+    await sweep(broker)
+    assert await queues.renew(broker, [again]) == [], "nobody took it, so it is its own again"
+    assert await broker.redis.zcard(keys.queue(beside)) == 0
+    assert await queues.release(broker, again)
+    assert await broker.redis.zcard(keys.queue(beside)) == 1
+    assert await broker.redis.hgetall(keys.counts("m")) == {}, "answers are counted there"
+
+
+async def test_what_crashed_two_workers_runs_alone_whatever_it_is(broker):
+    for one in (request(), bad := tokens(), tokens()):
+        async with streams.read(broker, one.request_id):
+            await queues.enqueue(broker, one)
+        await broker.redis.hset(keys.request(one.request_id), "keep", 1)
+    await broker.redis.hset(keys.request(bad.request_id), mapping={"crashes": 2, "claimed": 1})
+    assert [c.beside for c in await claim(broker, want=4, beside=4)] == [False], (
+        "an empty worker is left to the bad one"
+    )
+    (held,) = await claim(broker, want=4, beside=4, token="t2")
+    assert held.request_id == bad.request_id
+    assert len(await claim(broker, want=4, beside=4, token="t3", mine=(held.request_id,))) == 1
 
 
 async def test_a_full_queue_refuses_with_the_time_to_wait(broker):

@@ -55,6 +55,17 @@ async def test_no_time_to_merge_means_a_frame_a_token(broker, publisher):
     assert [f.text for f in await frames(broker, out)] == ["a", "b", "c", "d"]
 
 
+async def test_data_is_not_in_the_last_frame(broker, publisher):
+    """Scripts unpack that one, and data may be large."""
+    out = await outgoing(broker, publisher)
+    out.add(Piece("a", (1,), data={"tokens": [1]}))
+    await out.end({"reason": "stop"})
+    assert [(f.text, f.data, f.end) for f in await frames(broker, out)] == [
+        ("a", {"tokens": [1]}, None),
+        ("", None, {"reason": "stop"}),
+    ]
+
+
 async def test_kinds_do_not_merge(broker, publisher):
     out = await outgoing(broker, publisher)
     out.add(Piece("hm", (1,), kind="reasoning"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from broker.errors import ModelUnusable
-from broker.messages import ChatRequest, EmbedRequest, ModelCard
+from broker.messages import ChatRequest, EmbedRequest, ModelCard, TokenRequest
 from broker.sources import ModelSource
 
 Progress = Callable[[int], None]
@@ -123,6 +123,23 @@ class Embedder(Protocol):
         Raises:
             PromptTooLong, BadRequest: on entering; the input is named by its number.
             StepFailed: while iterating, as in `Engine.generate`.
+        """
+        ...
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """An engine that has its models' tokenizer."""
+
+    async def tokens(self, request: TokenRequest) -> dict[str, Any]:
+        """What the tokenizer says, for msgpack, beside all answers and in no slot of theirs.
+
+        Returns:
+            Of tokenize {"tokens", "max_model_len"} and, with `strings`, "token_strs"; of detokenize {"prompt"}; of count
+            {"count", "max_model_len"}; of info what transformers calls a tokenizer's configuration.
+
+        Raises:
+            BadRequest: an id that the model does not know, or messages that its template refuses.
         """
         ...
 

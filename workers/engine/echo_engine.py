@@ -16,9 +16,10 @@ import re
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from broker.errors import PromptTooLong, StepFailed
-from broker.messages import ChatRequest, ModelCard, Sampling
+from broker.messages import ChatRequest, ModelCard, Sampling, TokenRequest
 from workers.engine import EngineOptions, Piece, Progress, TokenLogprob
 
 CONTEXT = 131_072
@@ -100,10 +101,7 @@ class EchoEngine:
 
     @asynccontextmanager
     async def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AsyncIterator[EchoPieces]:
-        if isinstance(request.prompt, tuple):
-            texts = ["".join(f"{i} " for i in request.prompt)]
-        else:
-            texts = [m.content for m in request.messages] if request.prompt is None else [request.prompt]
+        texts = _texts(request)
         prompt = [word for text in texts for word in _words(text)]
         if len(prompt) >= CONTEXT:
             raise PromptTooLong(f"The prompt has {len(prompt)} tokens, and echo takes {CONTEXT}.")
@@ -117,8 +115,29 @@ class EchoEngine:
             words = _words(text)
         yield EchoPieces(self, words[len(begun) :], request.sampling, pace, prompt, len(said), deed)
 
+    async def tokens(self, request: TokenRequest) -> dict[str, Any]:
+        """Words and their places, since a word is a token. Of ids it says what it would repeat: their numbers."""
+        texts = _texts(request.of)
+        words = [word for text in texts for word in _words(text)]
+        room = {"max_model_len": CONTEXT}
+        match request.op:
+            case "tokenize":
+                return {"tokens": list(range(len(words)))} | room | ({"token_strs": words} if request.strings else {})
+            case "detokenize":
+                return {"prompt": texts[0]}
+            case "count":
+                return {"count": len(words)} | room
+        names = ("bos_token", "eos_token", "pad_token", "chat_template")
+        return {"tokenizer_class": "echo", "model_max_length": CONTEXT} | dict.fromkeys(names)
+
     async def close(self) -> None:
         """Nothing to free."""
+
+
+def _texts(request: ChatRequest) -> list[str]:
+    if isinstance(request.prompt, tuple):
+        return ["".join(f"{i} " for i in request.prompt)]
+    return [m.content for m in request.messages] if request.prompt is None else [request.prompt]
 
 
 def _words(text: str) -> list[str]:

@@ -24,10 +24,11 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from broker.errors import BadRequest, ModelUnusable, PromptTooLong, StepFailed
-from broker.messages import ChatRequest, EmbedRequest, ModelCard, wrong_kind
+from broker.messages import ChatRequest, EmbedRequest, ModelCard, TokenRequest, wrong_kind
 from workers.engine import EngineOptions, Piece, Progress, model
 from workers.engine.hub import first_line
 from workers.engine.progress import loading
+from workers.engine.tokens import Tokens
 
 logger = logging.getLogger("fleetchat.engine")
 
@@ -62,6 +63,12 @@ class Encoder:
     recipe: Recipe
     context: int  # tokens of one input
     dimensions: int
+
+    @property
+    def words(self) -> int:
+        """Token ids that the model knows, from 0."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return int(embeddings.weight.shape[0])
 
 
 @dataclass(eq=False, slots=True)
@@ -105,6 +112,9 @@ class EncoderEngine:
         self.dtype = str(encoder.model.dtype).removeprefix("torch.")
         self.steps = 0
         self._encoder, self._thread = encoder, thread
+        self._tokens = Tokens(
+            encoder.tokenizer, partial(_write, encoder), encoder.context, encoder.words, lower=encoder.recipe.lower
+        )
         self._most = CPU_BATCH_TOKENS if encoder.model.device.type == "cpu" else BATCH_TOKENS
         self._waiting: list[deque[Input]] = []  # of each request
         self._computing = False
@@ -143,6 +153,10 @@ class EncoderEngine:
             for one in inputs:
                 if not one.vector.cancel() and not one.vector.cancelled():
                     one.vector.exception()  # so that nobody is told that it was never read
+
+    async def tokens(self, request: TokenRequest) -> dict[str, Any]:
+        """What the tokenizer says; see the protocol."""
+        return await self._tokens.tell(request)
 
     @asynccontextmanager
     async def generate(self, request: ChatRequest, said: Sequence[int] = ()) -> AsyncIterator[NoReturn]:
@@ -259,8 +273,7 @@ def tokenize(encoder: Encoder, request: EmbedRequest) -> list[Sequence[int]]:
     texts = [one.lower() if encoder.recipe.lower else one for one in request.inputs if isinstance(one, str)]
     made = iter(encoder.tokenizer(texts, verbose=False)["input_ids"] if texts else ())
     ids: list[Sequence[int]] = [next(made) if isinstance(one, str) else one for one in request.inputs]
-    embeddings: Any = encoder.model.get_input_embeddings()
-    words = int(embeddings.weight.shape[0])
+    words = encoder.words
     for i, one in enumerate(ids):
         if len(one) > encoder.context:
             raise PromptTooLong(
@@ -270,6 +283,13 @@ def tokenize(encoder: Encoder, request: EmbedRequest) -> list[Sequence[int]]:
         if not one or max(one) >= words:
             raise BadRequest(f"Input {i} is no list of this model's tokens, of which it has {words}.", param="input")
     return ids
+
+
+def _write(encoder: Encoder, request: ChatRequest, begin: bool) -> Sequence[int]:
+    if not isinstance(request.prompt, str):
+        raise BadRequest(f"{request.model} gives embeddings and has no chat template. Send a prompt.", param="messages")
+    text = request.prompt.lower() if encoder.recipe.lower else request.prompt
+    return list(encoder.tokenizer.encode(text, verbose=False))
 
 
 @torch.inference_mode()

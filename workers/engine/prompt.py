@@ -48,8 +48,10 @@ class Prompter:
         """The ids of `write`."""
         return self.write(request)[0]
 
-    def write(self, request: ChatRequest) -> tuple[list[int], str]:
+    def write(self, request: ChatRequest, *, begin: bool = True) -> tuple[list[int], str]:
         """The ids of the conversation, up to where the answer begins or, in a continued message, goes on; of a prompt its own.
+
+        Without `begin` they end behind the last message.
 
         Beside them the text that the template wrote, in which control strings that somebody else wrote are stand-ins.
 
@@ -83,7 +85,8 @@ class Prompter:
         except RecursionError as error:
             raise BadRequest("A tool, a tool call or chat_template_kwargs is nested too deep.") from error
         # What was begun follows where an answer would begin, so an answer goes on as if it had never been cut.
-        text = self.render(turns, tools, kwargs) + hidden(begun)
+        begin = begin or request.continue_final_message
+        text = self.render(turns, tools, kwargs, begin=begin) + hidden(begun)
         return (self._encode_apart(text, written) if written else self._encode(text)), text
 
     def with_tool(self) -> str:
@@ -103,9 +106,14 @@ class Prompter:
         return list(self._whole.encode(text, add_special_tokens=True).ids)
 
     def render(
-        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        begin: bool = True,
     ) -> str:
-        """The conversation as the template writes it, up to where the answer begins.
+        """The conversation as the template writes it, up to where the answer begins or, without `begin`, to its own end.
 
         Raises:
             BadRequest: the model's template refuses it.
@@ -113,7 +121,7 @@ class Prompter:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    turns, tools=list(tools) or None, add_generation_prompt=True, tokenize=False, **kwargs or {}
+                    turns, tools=list(tools) or None, add_generation_prompt=begin, tokenize=False, **kwargs or {}
                 )
             )
         except TemplateError as error:

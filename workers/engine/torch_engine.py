@@ -28,7 +28,7 @@ from broker.errors import (
     SetupError,
     StepFailed,
 )
-from broker.messages import ChatRequest, ModelCard, Sampling
+from broker.messages import ChatRequest, ModelCard, Sampling, TokenRequest
 from broker.sources import ModelSource
 from workers.engine import EngineOptions, Piece, Progress, TokenLogprob, parallel
 from workers.engine.adapters import Adapters, base_of
@@ -41,10 +41,10 @@ from workers.engine.replies import Part, Replies, Reply
 from workers.engine.sampling import Logprob, Row
 from workers.engine.structure import Grammars, Matcher
 from workers.engine.text import Transcript, Vocabulary
+from workers.engine.tokens import LARGE_PROMPT, Tokens
 
 logger = logging.getLogger("fleetchat.engine")
 
-LARGE_PROMPT = 4_000  # characters; a larger one is encoded in a thread, so that the event loop stays free
 CLOSE_SECONDS = 2.0
 ABILITIES = ("continue", "logprobs", "prompt_logprobs", "structure", "tools")
 
@@ -133,6 +133,7 @@ class TorchEngine:
             logger.warning("the cache holds %d of the %d tokens of context", self.context, loaded.context)
         megabytes, tokens = self._batcher.cache_bytes / 2**20, f"{self._batcher.cache_tokens:,}".replace(",", " ")
         logger.info("cache %.0f MB, %s tokens", megabytes, tokens)
+        self._tokens = Tokens(loaded.tokenizer, self._write, self.context, self._ids)
         served = [m.name for m in options.models]
         self.cards = tuple(
             ModelCard(name, context=self.context, parent=base.name if number else "", abilities=ABILITIES)
@@ -215,6 +216,10 @@ class TorchEngine:
         finally:
             self._leave(stream)
 
+    async def tokens(self, request: TokenRequest) -> dict[str, Any]:
+        """What the tokenizer says; see the protocol."""
+        return await self._tokens.tell(request)
+
     async def close(self) -> None:
         """Stop the thread and free the memory; answers under way end with EngineFailed."""
         await _in_daemon(lambda: self._batcher.shut(CLOSE_SECONDS))
@@ -235,6 +240,9 @@ class TorchEngine:
             raise BadRequest(
                 f"logit_bias has token {outside[0]}, and this model's go from 0 to {self._ids - 1}.", param="logit_bias"
             )
+
+    def _write(self, request: ChatRequest, begin: bool) -> list[int]:
+        return self._prompter.write(request, begin=begin)[0]
 
     async def _encode(self, request: ChatRequest) -> tuple[list[int], str]:
         if request.size > LARGE_PROMPT:
