@@ -167,6 +167,11 @@ def messages(conversation_id: str) -> str:
     return _name("messages", conversation_id)
 
 
+def deleted(conversation_id: str) -> str:
+    """A conversation that can still be brought back."""
+    return _name("deleted", conversation_id)
+
+
 def conversations(owner: str) -> str:
     """Conversations of an owner."""
     return _name("conversations", owner)

@@ -24,6 +24,7 @@ FOUND = 20  # results of one call
 LONGEST = 200  # characters of a query
 WINDOW = 2000  # characters of a message that are looked at more closely
 BEFORE, AROUND = 40, 160  # characters of a snippet: before the first word that was found, and in all
+MARKS = re.compile(r"\*\*|```\w*|^\s*#{1,6}\s|\|[-|: ]*", re.M)  # of Markdown, which say nothing in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _snippet(text: str, words: list[str]) -> tuple[str, ...]:
         window = text[max(0, start - BEFORE) : start + WINDOW + LONGEST]
         if any(word in fold(window) for word in words):
             break
-    first, *rest = (re.sub(r"\s+", " ", part) for part in pieces(window, words))
+    first, *rest = (re.sub(r"\s+", " ", MARKS.sub(" ", part)) for part in pieces(window, words))
     if len(first) > BEFORE:
         cut = first[-BEFORE:]
         first = "…" + (cut.partition(" ")[2] if " " in cut[: BEFORE // 2] else cut)

@@ -20,6 +20,7 @@ from webapp.state import BROKER
 logger = logging.getLogger("fleetchat.web")
 
 BODY_BYTES = 65_536
+MOST_LISTED = 500  # in one answer
 Change = Callable[[Broker, str, str, Any], Awaitable[None]]
 
 
@@ -27,8 +28,10 @@ async def index(request: web.Request) -> web.Response:
     """The owner's conversations, latest first, a page at a time; the first page also has the tags that there are."""
     owner, query = await request.app[SESSIONS].owner(request), request.query
     broker, before = request.app[BROKER], query.get("before", "")
-    archived = query.get("archived", "") == "1"
-    found = await shelf.listed(broker, owner, before, tag=query.get("tag", ""), archived=archived)
+    archived, count = query.get("archived", "") == "1", query.get("count", str(shelf.PAGE))
+    if not (count.isascii() and count.isdigit() and len(count) < 4 and 0 < int(count) <= MOST_LISTED):
+        raise BadRequest(f"count: a number from 1 to {MOST_LISTED}.", param="count")
+    found = await shelf.listed(broker, owner, before, tag=query.get("tag", ""), archived=archived, count=int(count))
     answer: dict[str, Any] = {"conversations": [c.to_map() for c in found.conversations], "after": found.after}
     if not before:
         answer["tags"] = await shelf.tags(broker, owner)

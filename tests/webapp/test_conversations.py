@@ -55,6 +55,10 @@ async def test_the_list_has_pages_pins_tags_and_an_archive(browser, broker, owne
     assert (rest["after"], "tags" in rest) == ("", False)
     assert await titles(browser, "?archived=1") == ["talk 64"]
     assert await titles(browser, "?tag=old") == ["New name", "talk 1"]
+    assert await titles(browser, "?count=2") == ["talk 1", "New name", "talk 62"]
+    for count in ("0", "501", "x", "-1", "9" * 20):
+        async with browser.get(f"/conversations?count={count}") as response:
+            assert response.status == 400
 
 
 @pytest.mark.parametrize(
