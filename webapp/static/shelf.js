@@ -7,13 +7,15 @@ import { h, icon, setText } from "./dom.js";
 import { t } from "./i18n.js";
 
 const DAY_MS = 86_400_000;
+const CHUNK = 60; // rows that are laid out, or left out, together
 const NEAR = 1000; // pixels from the end where the next page is read
 
 export class Shelf {
   #element;
   #options;
   #rows = new Map(); // conversation id -> its row
-  #groups = new Map(); // name -> {section, list}
+  #groups = new Map(); // what stands together -> {section, list}
+  #made = 0;
   #empty = h("p", { class: "side-empty" });
   #active = "";
 
@@ -27,23 +29,28 @@ export class Shelf {
   }
 
   /** Show these; `empty` is what is said when there are none, `grouped` whether by day. */
-  draw(conversations, { empty, grouped = true }) {
+  draw(conversations, { empty }) {
     const rows = new Map();
-    const groups = new Map();
+    const groups = new Map(); // key -> {name, elements}
+    const age = ages();
+    let name = null;
+    let count = 0;
     for (const conversation of conversations) {
       const id = conversation.conversation_id;
       const row = this.#rows.get(id) ?? new Row(conversation);
       row.show(conversation, id === this.#active);
       rows.set(id, row);
-      const name = grouped ? age(conversation) : "";
-      if (!groups.has(name)) groups.set(name, []);
-      groups.get(name).push(row.element);
+      const of = age(conversation);
+      if (of !== name) [name, count] = [of, 0];
+      const key = `${name} ${Math.floor(count++ / CHUNK)}`;
+      if (!groups.has(key)) groups.set(key, { name: key.endsWith(" 0") ? name : "", elements: [] });
+      groups.get(key).elements.push(row.element);
     }
     const focused = this.#element.contains(document.activeElement) ? document.activeElement : null;
     for (const [id, row] of this.#rows) if (!rows.has(id)) row.element.remove();
     this.#rows = rows;
-    const sections = [...groups].map(([name, elements]) => this.#section(name, elements));
-    for (const [name, { section }] of this.#groups) if (!groups.has(name)) section.remove() ?? this.#groups.delete(name);
+    for (const key of this.#groups.keys()) if (!groups.has(key)) this.#groups.delete(key);
+    const sections = [...groups].map(([key, group]) => this.#section(key, group));
     arrange(this.#element, [...sections, this.#empty]);
     this.#empty.hidden = conversations.length > 0;
     setText(this.#empty, empty);
@@ -72,13 +79,14 @@ export class Shelf {
     this.row(id)?.querySelector("a")?.focus();
   }
 
-  #section(name, elements) {
-    if (!this.#groups.has(name)) {
-      const title = h("h2", { class: "side-age", id: `age-${name.replace(/\W+/g, "-")}-${this.#groups.size}`, hidden: !name }, name);
+  #section(key, { name, elements }) {
+    if (!this.#groups.has(key)) {
+      const title = name && h("h2", { class: "side-age", id: `age-${++this.#made}` }, name);
       const list = h("ul", name ? { "aria-labelledby": title.id } : {});
-      this.#groups.set(name, { section: h("section", {}, title, list), list });
+      this.#groups.set(key, { section: h("section", {}, title || null, list), list });
     }
-    const { section, list } = this.#groups.get(name);
+    const { section, list } = this.#groups.get(key);
+    section.style.setProperty("--rows", elements.length); // so much room it takes while it is out of sight
     arrange(list, elements);
     return section;
   }
@@ -95,6 +103,8 @@ export class Shelf {
 
 /** One conversation. */
 class Row {
+  #name = null;
+  #marked = false;
   #title = h("span", { class: "side-title", dir: "auto" });
   #busy = h("span", { class: "side-busy", hidden: true }, h("span", { class: "sr" }, t(", an answer is being written")));
   #link;
@@ -108,15 +118,17 @@ class Row {
 
   show({ title, requests }, active) {
     const name = title || t("Untitled");
-    if (this.#title.textContent !== name) {
-      this.#title.textContent = this.#link.title = name;
+    if (this.#name !== name) {
+      this.#name = this.#title.textContent = this.#link.title = name;
       this.#menu.setAttribute("aria-label", t("More: {title}", { title: name }));
     }
-    this.#busy.hidden = !requests?.length;
+    if (this.#busy.hidden !== !requests?.length) this.#busy.hidden = !requests?.length;
     this.mark(active);
   }
 
   mark(active) {
+    if (this.#marked === active) return;
+    this.#marked = active;
     if (active) this.#link.setAttribute("aria-current", "page");
     else this.#link.removeAttribute("aria-current");
   }
@@ -136,22 +148,24 @@ function arrange(parent, children) {
   }
 }
 
-function age({ pinned, updated }) {
-  if (pinned) return t("Pinned");
+/** Tells under which heading a conversation stands today. */
+function ages() {
   const now = new Date();
   const midnight = new Date(now).setHours(0, 0, 0, 0);
-  if (updated >= midnight) return t("Today");
-  if (updated >= midnight - DAY_MS) return t("Yesterday");
-  if (updated >= midnight - 7 * DAY_MS) return t("Previous 7 days");
-  const then = new Date(updated);
-  const year = then.getFullYear() === now.getFullYear() ? undefined : "numeric";
-  return month(then, year);
-}
-
-const months = new Map();
-
-function month(date, year) {
-  const key = `${date.getFullYear()}-${date.getMonth()}`;
-  if (!months.has(key)) months.set(key, new Intl.DateTimeFormat(document.documentElement.lang, { month: "long", year }).format(date));
-  return months.get(key);
+  const language = document.documentElement.lang;
+  const months = [true, false].map((short) => new Intl.DateTimeFormat(language, short ? { month: "long" } : { month: "long", year: "numeric" }));
+  let [from, to, month] = [0, 0, ""]; // of the last one that was asked for: a list goes down month by month
+  return ({ pinned, updated }) => {
+    if (pinned) return t("Pinned");
+    if (updated >= midnight) return t("Today");
+    if (updated >= midnight - DAY_MS) return t("Yesterday");
+    if (updated >= midnight - 7 * DAY_MS) return t("Previous 7 days");
+    if (updated < from || updated >= to) {
+      const then = new Date(updated);
+      from = new Date(then.getFullYear(), then.getMonth(), 1).getTime();
+      to = new Date(then.getFullYear(), then.getMonth() + 1, 1).getTime();
+      month = months[then.getFullYear() === now.getFullYear() ? 0 : 1].format(then);
+    }
+    return month;
+  };
 }

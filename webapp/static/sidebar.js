@@ -191,7 +191,8 @@ export class Sidebar {
       const { conversations, after, tags } = await call("GET", `/conversations?${query}`);
       if (turn !== this.#reading) return;
       if (before) {
-        this.conversations = [...this.conversations, ...conversations.filter((c) => !this.find(c.conversation_id))];
+        const known = new Set(this.conversations.map((c) => c.conversation_id));
+        this.conversations = [...this.conversations, ...conversations.filter((c) => !known.has(c.conversation_id))];
         this.#after = after;
       } else {
         this.tags = tags;
