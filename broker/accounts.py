@@ -1,7 +1,7 @@
 """API keys: whose they are, what they may use, and how much of it is left.
 
 A key is shown once, when it is made; Redis has its SHA-256 only. Its account's id is the owner of all that is asked with
-it. Limits are per minute and hold over all web processes.
+it. Limits hold over all web processes.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ class Account:
     models: tuple[str, ...] = ()  # that it may ask; empty: all
     rpm: int = 0  # requests a minute; 0: no limit
     tpm: int = 0  # tokens a minute, prompts and answers together; 0: no limit
+    at_once: int = 0  # requests waiting and running; 0: no limit but the queue's
     created: float = 0  # seconds since 1970
     expires: float = 0  # the same; 0: never
 
@@ -79,9 +80,16 @@ class Allowance:
 
 
 async def create(
-    broker: Broker, name: str, *, models: Sequence[str] = (), rpm: int = 0, tpm: int = 0, expires: float = 0
+    broker: Broker,
+    name: str,
+    *,
+    models: Sequence[str] = (),
+    rpm: int = 0,
+    tpm: int = 0,
+    at_once: int = 0,
+    expires: float = 0,
 ) -> tuple[str, Account]:
-    """A new key, which nobody can ever read again, and its account.
+    """A new key, which nobody can ever read again, and its account; for the limits see `Account`.
 
     Raises:
         SetupError: the name is taken, or is none.
@@ -91,7 +99,7 @@ async def create(
     if any(name == account.name for account in await listed(broker)):
         raise SetupError(f"There is a key called {name!r} already. Pick another name, or revoke it.")
     key = PREFIX + secrets.token_hex(32)
-    account = Account(f"key-{secrets.token_hex(6)}", name, tuple(models), rpm, tpm, time.time(), expires)
+    account = Account(f"key-{secrets.token_hex(6)}", name, tuple(models), rpm, tpm, at_once, time.time(), expires)
     async with redis_errors():
         await broker.redis.hset(keys.ACCOUNTS, _digest(key), account.encode())
     return key, account

@@ -4,6 +4,7 @@
 go at once: a request that nobody keeps ends with its reader. `answer` is the same, collected.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,9 +27,14 @@ ADVICE = {
 
 @asynccontextmanager
 async def ask(
-    broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False
+    broker: Broker,
+    request: Request,
+    turn: Turn | None = None,
+    *,
+    low_priority: bool = False,
+    at_once: int | None = None,
 ) -> AsyncIterator[Reader]:
-    """The frames of one answer, from the moment it is accepted.
+    """The frames of one answer, from the moment it is accepted; for the arguments see `queues.enqueue`.
 
     Raises:
         FleetError: on entering, if it is not accepted; nothing has been queued then.
@@ -39,12 +45,22 @@ async def ask(
     if card.state == "ready" and card.kind not in request.KINDS:  # what kind it is, a loading one may not know yet
         raise wrong_kind(request)
     async with streams.read(broker, request.request_id) as reader:
-        reader.place = await queues.enqueue(broker, request, turn, low_priority=low_priority)
+        enqueued = asyncio.create_task(
+            queues.enqueue(broker, request, turn, low_priority=low_priority, at_once=at_once)
+        )
         try:
+            reader.place = await asyncio.shield(enqueued)  # cut off half-way, nobody would know whether it is accepted
             yield reader
         finally:
-            if not request.keep and not reader.ended:
-                broker.later(queues.cancel(broker, request.request_id, request.owner))
+            if not reader.ended:
+                broker.later(_leave(broker, request, enqueued))
+
+
+async def _leave(broker: Broker, request: Request, enqueued: asyncio.Task[int]) -> None:
+    """End an accepted request that nobody keeps."""
+    await asyncio.wait({enqueued})
+    if not request.keep and enqueued.exception() is None:
+        await queues.cancel(broker, request.request_id, request.owner)
 
 
 def check_size(broker: Broker, request: Request) -> None:

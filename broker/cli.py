@@ -336,19 +336,21 @@ def create_key(
     models: Annotated[str, typer.Option(help="Models that it may ask, with commas.", show_default="all")] = "",
     rpm: Annotated[int, typer.Option(help="Requests a minute.", min=0, show_default="no limit")] = 0,
     tpm: Annotated[int, typer.Option(help="Tokens a minute.", min=0, show_default="no limit")] = 0,
+    at_once: Annotated[int, typer.Option(help="Requests waiting and running.", min=0, show_default="no limit")] = 0,
     expires: Annotated[str, typer.Option(help="When it ends: 30d, 12h, 2030-12-31 (UTC).", show_default="never")] = "",
     data: DataOption = None,
 ) -> None:
     """Make a key and print it, this once. With the first one, every call of the API needs a key."""
     allowed = [model.strip() for model in models.split(",") if model.strip()]
     until = _parse_time(expires) if expires else 0.0
-    _run(_create_key(_find_fleet(data), name, allowed, rpm, tpm, until))
+    limits = {"models": allowed, "rpm": rpm, "tpm": tpm, "at_once": at_once, "expires": until}
+    _run(_create_key(_find_fleet(data), name, limits))
 
 
-async def _create_key(config: Config, name: str, models: list[str], rpm: int, tpm: int, expires: float) -> None:
+async def _create_key(config: Config, name: str, limits: dict[str, Any]) -> None:
     async with Broker.open(config) as broker:
         await _reach(broker)
-        key, account = await accounts.create(broker, name, models=models, rpm=rpm, tpm=tpm, expires=expires)
+        key, account = await accounts.create(broker, name, **limits)
         print(key)
         err.print(f"[dim]{account.id}: keep it, it cannot be shown again.[/dim]")
 
@@ -363,9 +365,9 @@ async def _list_keys(config: Config) -> None:
     async with Broker.open(config) as broker:
         await _reach(broker)
         found = await accounts.listed(broker)
-    table = _table("name", "id", "models", "requests/min", "tokens/min", "created", "expires")
+    table = _table("name", "id", "models", "requests/min", "tokens/min", "at once", "created", "expires")
     for account in found:
-        limits = [str(limit or "no limit") for limit in (account.rpm, account.tpm)]
+        limits = [str(limit or "no limit") for limit in (account.rpm, account.tpm, account.at_once)]
         until = ("expired " if account.expired else "") + (_show_time(account.expires) if account.expires else "never")
         models = " ".join(account.models) or "all"
         table.add_row(escape(account.name), account.id, escape(models), *limits, _show_time(account.created), until)

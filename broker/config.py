@@ -60,7 +60,7 @@ class Config:
     role: str = _setting(
         "FLEETCHAT_ROLE",
         "auto",
-        "what a worker does: `model` answers, `embed` gives vectors; `auto` embeds if the model's folder says how",
+        "what a worker does: `model` answers, `embed` gives vectors; `auto` looks at the model's files",
         one_of=("auto", "model", "embed"),
     )
     slots: int = _setting("FLEETCHAT_SLOTS", 32, "answers that one worker writes at once", at_least=1)
@@ -94,7 +94,10 @@ class Config:
     )
     queue_limit: int = _setting("FLEETCHAT_QUEUE_LIMIT", 256, "requests that may wait for one model", at_least=1)
     user_limit: int = _setting(
-        "FLEETCHAT_USER_LIMIT", 8, "requests that one user may have waiting and running", at_least=1
+        "FLEETCHAT_USER_LIMIT",
+        8,
+        "requests that one browser may have waiting and running; a key has its own limit",
+        at_least=1,
     )
     wait_seconds: float = _setting(
         "FLEETCHAT_WAIT_SECONDS", 120, "a request that no worker took by then ends with an error", at_least=0.1

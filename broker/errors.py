@@ -22,6 +22,7 @@ raised where they are known and caught in two places: the web middleware (a page
     ├── Unavailable               503  unavailable
     │   ├── NoWorker              503  no_worker
     │   ├── WaitedTooLong         503  waited_too_long
+    │   ├── ShuttingDown          503  shutting_down        this web process ends; another one may be there
     │   ├── StorageFull           503  storage
     │   └── RedisAway             503  redis_away
     ├── RanTooLong                504  ran_too_long
@@ -140,6 +141,11 @@ class NoWorker(Unavailable):
 class WaitedTooLong(Unavailable):
     code = "waited_too_long"
     sentence = "No worker had a free place in time. Please try again, or pick another model."
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+    sentence = "The server is being stopped or restarted, so the answer was ended here. Please try again in a moment."
 
 
 class StorageFull(Unavailable):

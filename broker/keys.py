@@ -10,6 +10,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     running:MODEL        zset     while it runs       every script          all          claimed ids by lease end (ms)
     queue:MODEL:health-check  string  6 s             arq                   arq --check  a worker of the model lives
     models               hash     kept                beat                  all          name → card (msgpack)
+    since                hash     kept                beat                  web          name → when its first card was written (ms)
     serving:MODEL        zset     while served        beat leave expire     all          worker ids by last heartbeat (ms)
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
     worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
@@ -27,7 +28,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
     conversation:ID      hash     KEEP_DAYS           enqueue end shelf     web          owner, title, times, leaf, requests, pinned, tags …
-    messages:ID          hash     as conversation     enqueue end threads   web          message id → message (msgpack)
+    messages:ID          hash     as conversation     enqueue end prune …   web          message id → message (msgpack)
     deleted:ID           hash     60 s                shelf                 shelf        a deleted conversation:ID, to be brought back
     conversations:OWNER  zset     as the last of them enqueue end shelf     web          conversation ids by last change (ms)
     archived:OWNER       zset     as the last of them shelf                 web          the archived ones, in no other list
@@ -49,13 +50,14 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     control:WORKER       cancel expire …     that worker    "cancel" with a request id, or "drain" (msgpack)
     wake:MODEL           enqueue release …   its workers    there is work
     events               beat leave expire   web            models or workers changed
-    events:OWNER         enqueue end web     web            something in this user's conversations changed (msgpack)
+    events:OWNER         enqueue end web …   web            something in this user's conversations changed (msgpack)
 """
 
 PATTERNS = {
     "queue": "queue:%s",
     "running": "running:%s",
     "models": "models",
+    "since": "since",
     "serving": "serving:%s",
     "workers": "workers",
     "worker": "worker:%s",
@@ -223,6 +225,7 @@ def events_of(owner: str) -> str:
 
 
 MODELS = PATTERNS["models"]
+SINCE = PATTERNS["since"]
 WORKERS = PATTERNS["workers"]
 RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]

@@ -84,7 +84,9 @@ class Structure:
     """A form that the answer must have."""
 
     kind: str  # json_schema, json_object, regex, choice or grammar
-    value: str = ""  # the schema as JSON, the regular expression, a JSON list of strings, or a grammar in Lark's syntax
+    value: str = (
+        ""  # the schema as JSON, the regular expression, a JSON list of strings, or a grammar in Lark's syntax or GBNF
+    )
 
 
 @dataclass(frozen=True, slots=True)

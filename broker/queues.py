@@ -1,8 +1,8 @@
 """Putting a request into its model's queue, taking it out again, and where it stands.
 
 One arq queue per model holds what waits and nothing else, so `ZCARD queue:MODEL` is the true backlog; a second one,
-beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do
-the work; this module gives them their arguments and turns their answers into errors and dataclasses.
+beside it, holds what takes no slot of a worker, so that it does not wait for one. The scripts do the work; this module
+gives them their arguments and turns their answers into errors and dataclasses.
 """
 
 import logging
@@ -61,8 +61,18 @@ class Claim:
         return self.queue != self.model
 
 
-async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *, low_priority: bool = False) -> int:
+async def enqueue(
+    broker: Broker,
+    request: Request,
+    turn: Turn | None = None,
+    *,
+    low_priority: bool = False,
+    at_once: int | None = None,
+) -> int:
     """Accept a request and wake a worker; gives the number of requests before it.
+
+    Args:
+        at_once: requests that its owner may have waiting and running; 0: no limit; None: FLEETCHAT_USER_LIMIT.
 
     Raises:
         QueueFull, ShareUsed: with `retry_after`.
@@ -76,7 +86,8 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
     job = serialize_job(request.JOB, (request.request_id,), {}, None, int(time.time() * 1000), serializer=pack)
     queue = keys.beside(request.model) if request.BESIDE else request.model
     # An owner is "" only where nobody is told apart from anybody: the open API of a loopback server, the command line.
-    limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, config.user_limit]
+    share = config.user_limit if at_once is None else at_once
+    limits = [int(config.wait_seconds * 1000), int(config.run_seconds * 1000), config.queue_limit, share]
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
@@ -91,7 +102,7 @@ async def enqueue(broker: Broker, request: Request, turn: Turn | None = None, *,
         case -2:
             metrics.REFUSED.labels("user").inc()
             raise ShareUsed(
-                f"You have {details[0]} answers under way, which is all that one user may have. "
+                f"You have {details[0]} answers under way, which is all that you may have at once. "
                 "Wait for one to finish, or stop one.",
                 retry_after=2,
             )

@@ -37,6 +37,7 @@ class ModelState:
     waiting: int
     running: int
     workers: tuple[WorkerState, ...]
+    since: float = 0  # when the first worker offered it, in seconds since 1970; 0: nobody knows
 
     @property
     def state(self) -> str:
@@ -119,7 +120,11 @@ async def models(broker: Broker) -> list[ModelState]:
     """All models that have a card: ready ones first, then by rank and name. The first one is what a new page shows."""
     async with redis_errors():
         # Cards first: a worker writes both at once, so whoever sees a new card sees its worker, too.
-        cards = [ModelCard.decode(card) for card in (await broker.redis.hgetall(keys.MODELS)).values()]
+        async with broker.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.MODELS)
+            pipe.hgetall(keys.SINCE)
+            encoded, since = await pipe.execute()
+        cards = [ModelCard.decode(card) for card in encoded.values()]
         living = await workers(broker)
         async with broker.redis.pipeline(transaction=False) as pipe:
             for card in cards:
@@ -128,7 +133,13 @@ async def models(broker: Broker) -> list[ModelState]:
             counts = await pipe.execute()
     served = [(worker, set(worker.models)) for worker in living]
     found = [
-        ModelState(card, waiting, running, tuple(w for w, names in served if card.name in names))
+        ModelState(
+            card,
+            waiting,
+            running,
+            tuple(w for w, names in served if card.name in names),
+            int(since.get(card.name.encode(), 0)) / 1000,
+        )
         for card, waiting, running in zip(cards, counts[::2], counts[1::2], strict=True)
     ]
     return sorted(

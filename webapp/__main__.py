@@ -29,7 +29,7 @@ def main() -> None:
             port=config.port,
             print=None,
             access_log=None,
-            shutdown_timeout=1.0,
+            shutdown_timeout=1.0,  # for the last words, see `webapp.calls`
             handler_cancellation=True,  # who goes away lets go of the answers that were asked for
         )
     except SetupError as error:

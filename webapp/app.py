@@ -2,7 +2,7 @@
 
 Who calls whom: the browser loads a page, opens `/ws`, and asks; `webapp.chat` turns that into `broker.chat.ask` and
 hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use /v1, which is
-`webapp.openai_api`.
+`webapp.openai_api`, and ask tokenizers by `webapp.tokens`.
 """
 
 from collections.abc import AsyncIterator
@@ -14,6 +14,7 @@ from broker.config import Config
 from broker.connection import Broker
 from webapp import (
     access,
+    calls,
     conversations,
     health,
     openai_api,
@@ -25,6 +26,7 @@ from webapp import (
     tokens,
     transcripts,
 )
+from webapp.calls import CALLS, OpenCalls
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.session import SESSIONS, Sessions
@@ -39,7 +41,7 @@ BODY_BYTES = 65_536
 def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app[STATICS], app[OPEN] = statics.load(), OpenSockets()
+    app[STATICS], app[OPEN], app[CALLS] = statics.load(), OpenSockets(), OpenCalls()
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -53,6 +55,7 @@ def create_app(config: Config) -> web.Application:
     app.cleanup_ctx.append(connected)
     app.cleanup_ctx.append(sockets.watched)
     app.cleanup_ctx.append(conversations.retained)
+    app.on_shutdown.append(calls.close_all)
     app.on_shutdown.append(sockets.close_all)
     app.on_response_prepare.append(access.sign)
     app.add_routes(

@@ -16,6 +16,7 @@ from broker.messages import ChatRequest, Frame
 from broker.registry import ModelState
 
 LOWEST = -9999.0  # JSON has no infinity; vLLM's value
+STARTED = time.time()  # of this process: for models of which Redis does not know since when they are there
 REASONS = ("stop", "length", "tool_calls", "content_filter")
 
 Map = dict[str, Any]
@@ -237,6 +238,8 @@ class Paper:
 def usage(counts: Sequence[tuple[int, int]], per_prompt: int = 1) -> Map:
     """OpenAI's usage: a prompt counts once, however many answers it has.
 
+    The tokens of an answer are those that `logprobs` lists; the one that ended it counts nowhere.
+
     Args:
         counts: of each answer: tokens of its prompt, and its own.
         per_prompt: how many answers in a row are to one prompt.
@@ -261,7 +264,7 @@ def model(state: ModelState) -> Map:
     return {
         "id": card.name,
         "object": "model",
-        "created": 0,  # nobody knows
+        "created": int(state.since or STARTED),
         "owned_by": "fleetchat",
         "root": card.parent or card.name,
         "parent": card.parent or None,

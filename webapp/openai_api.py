@@ -19,6 +19,7 @@ from broker.streams import Reader
 from broker.tasks import stop
 from webapp import access, openai_answers
 from webapp.body import read_json
+from webapp.calls import CALLS
 from webapp.openai_answers import ChatForm, CompletionForm, Map, Paper, Progress, Said
 from webapp.openai_types import Asked, ChatCompletion, Completion, Embedding, StreamOptions, check
 from webapp.sse import Events
@@ -79,7 +80,8 @@ async def embeddings(request: web.Request) -> web.Response:
     access.check_model(request, asked.model)
     wanted = asked.request(account.id)
     pieces: dict[int, list[str]] = {}  # by number: a worker that takes over says some again
-    async with chat.ask(request.app[BROKER], wanted) as reader:
+    app = request.app
+    async with app[CALLS].open(), chat.ask(app[BROKER], wanted, at_once=account.at_once) as reader:
         async for received in reader:
             frame = received.decode()
             pieces[frame.seq] = (frame.data or {}).get("vectors", [])
@@ -100,7 +102,8 @@ async def embeddings(request: web.Request) -> web.Response:
 
 async def _body(request: web.Request, room: int = 1) -> Map:
     # JSON may write a character in six, and a token id in eleven; the prompt itself is measured by `ask`.
-    return await read_json(request, 2 * room * request.app[BROKER].config.prompt_bytes + 65_536)
+    async with request.app[CALLS].open():
+        return await read_json(request, 2 * room * request.app[BROKER].config.prompt_bytes + 65_536)
 
 
 async def _answer(
@@ -115,7 +118,7 @@ async def _answer(
         if asked.stream:
             return await _stream(request, asked, requests, paper)
         answers = [Said() for _ in requests]
-        async with _answering(broker, requests) as take:
+        async with _answering(request, requests) as take:
             while batch := await take():
                 for i, said in batch:
                     answers[i].add(said)
@@ -132,7 +135,7 @@ async def _stream(
     events = Events(request)
     try:
         try:
-            async with _answering(request.app[BROKER], requests) as take:
+            async with _answering(request, requests) as take:
                 await _relay(events, take, paper, asked.stream_options or StreamOptions())
         except ConnectionError:
             raise
@@ -166,33 +169,35 @@ async def _relay(events: Events, take: Take, paper: Paper, options: StreamOption
 
 
 @asynccontextmanager
-async def _answering(broker: Broker, requests: Sequence[ChatRequest]) -> AsyncIterator[Take]:
+async def _answering(request: web.Request, requests: Sequence[ChatRequest]) -> AsyncIterator[Take]:
     """A function that gives what is new in any of the answers, and nothing once all have ended; leaving ends them all.
 
     What it raises is the error of the first answer that has one. It may be cancelled and called again.
     """
+    broker, at_once = request.app[BROKER], request[access.ACCOUNT].at_once
     progress = [Progress() for _ in requests]
 
     def news(batch: Batch) -> list[tuple[int, Said]]:
         return [(i, progress[i].take(frame)) for i, frame in batch]
 
-    if len(requests) == 1:
-        async with chat.ask(broker, requests[0]) as reader:
+    async with request.app[CALLS].open():
+        if len(requests) == 1:
+            async with chat.ask(broker, requests[0], at_once=at_once) as reader:
 
-            async def take_one() -> list[tuple[int, Said]]:
-                return news(await _take(0, reader))
+                async def take_one() -> list[tuple[int, Said]]:
+                    return news(await _take(0, reader))
 
-            yield take_one
-        return
-    many = _Many(broker, requests)
-    try:
+                yield take_one
+            return
+        many = _Many(broker, requests, at_once)
+        try:
 
-        async def take_many() -> list[tuple[int, Said]]:
-            return news(await many.take())
+            async def take_many() -> list[tuple[int, Said]]:
+                return news(await many.take())
 
-        yield take_many
-    finally:
-        await many.close()
+            yield take_many
+        finally:
+            await many.close()
 
 
 async def _take(index: int, reader: Reader) -> Batch:
@@ -202,10 +207,9 @@ async def _take(index: int, reader: Reader) -> Batch:
 class _Many:
     """Several answers at once."""
 
-    def __init__(self, broker: Broker, requests: Sequence[ChatRequest]) -> None:
-        config, owned = broker.config, bool(requests[0].owner)
-        self._broker = broker
-        self._gate = asyncio.Semaphore(min(AT_ONCE, config.queue_limit, config.user_limit if owned else AT_ONCE))
+    def __init__(self, broker: Broker, requests: Sequence[ChatRequest], at_once: int) -> None:
+        self._broker, self._at_once = broker, at_once
+        self._gate = asyncio.Semaphore(min(AT_ONCE, broker.config.queue_limit, at_once or AT_ONCE))
         self._mailbox = asyncio.Queue[Batch | Exception](MAILBOX)
         self._left = len(requests)
         self._tasks = [asyncio.create_task(self._read(i, one)) for i, one in enumerate(requests)]
@@ -225,7 +229,7 @@ class _Many:
 
     async def _read(self, index: int, request: ChatRequest) -> None:
         try:
-            async with self._gate, chat.ask(self._broker, request) as reader:
+            async with self._gate, chat.ask(self._broker, request, at_once=self._at_once) as reader:
                 while batch := await _take(index, reader):
                     await self._mailbox.put(batch)
         except Exception as error:  # whoever takes raises it

@@ -15,6 +15,7 @@ from broker.errors import BadRequest, NoWorker, from_map
 from broker.messages import TOKEN_ID, ChatRequest, TokenRequest
 from webapp import access
 from webapp.body import read_json
+from webapp.calls import CALLS
 from webapp.openai_answers import Map, dump
 from webapp.openai_types import ChatMessage, Tool, check
 from webapp.protocol import Closed
@@ -156,7 +157,8 @@ def _prompt(request: web.Request, model: str, prompt: str | Sequence[int]) -> Ch
 async def _ask(request: web.Request, wanted: TokenRequest) -> Map:
     """What the worker says; raises what it refuses."""
     said: Map = {}
-    async with chat.ask(request.app[BROKER], wanted) as reader:
+    app, at_once = request.app, request[access.ACCOUNT].at_once
+    async with app[CALLS].open(), chat.ask(app[BROKER], wanted, at_once=at_once) as reader:
         async for received in reader:
             frame = received.decode()
             said = frame.data or said

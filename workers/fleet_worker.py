@@ -2,9 +2,9 @@
 
 What stays arq's: the settings, running a job with its limits and log lines, signals as the way to stop. What is
 ours: a job is picked up when a wake message comes and not at the next poll (the poll stays as safety net); the claim
-takes it out of the queue under a lease, from any of this worker's queues, as many as it has slots and some that take none; finish and failure go through the scripts
-that end a request, whichever way arq takes; `arq --check` also fails when the engine is dead or silent. A lost Redis is
-waited for, and no job can end the process.
+takes it out of the queue under a lease, from any of this worker's queues, as many as it has slots and some beside them
+that need none; finish and failure go through the scripts that end a request, whichever way arq takes; `arq --check`
+also fails when the engine is dead or silent. A lost Redis is waited for, and no job can end the process.
 """
 
 import asyncio

@@ -30,6 +30,7 @@ class Scripts:
         self.release = script("release")
         self.cancel = script("cancel")
         self.end = script("end")
+        self.delete = script("delete")
         self.expire = script("expire")
         self.beat = script("beat")
         self.leave = script("leave")

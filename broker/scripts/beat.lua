@@ -27,6 +27,7 @@ for i = 5 + 2 * pairs_, #ARGV, 2 do
     local shown = known and cmsgpack.unpack(known).state
     if not another_is_ready(model) or (state == 'ready' and shown ~= 'ready') then
       redis.call('HSET', K.models(), model, card)
+      if not redis.call('HGET', K.since(), model) then redis.call('HSET', K.since(), model, at) end
       changed = true
     end
   end

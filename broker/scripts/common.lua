@@ -13,7 +13,7 @@ local function run_when_full()
   redis.call('DEL', K.nothing())
 end
 
--- What has happened to a queue's requests, for ever: `fleetchat status` and /metrics show it (broker/metrics.py has the words).
+-- What has happened to a queue's requests, for ever: `fleetchat status` and /metrics show a model's own (broker/metrics.py has the words).
 local function count(queue, what, n)
   redis.pcall('HINCRBY', K.counts(queue), what, n or 1)  -- a number must not keep an answer from its end
 end

@@ -6,8 +6,10 @@ local c = redis.call('HMGET', K.conversation(id), 'owner', 'shares')
 if c[1] ~= owner then return 0 end
 for _, request in ipairs(under_way(K.conversation(id))) do
   local r = load_request(request)
-  finish(request, r, false, 'cancelled')
-  tell_worker(request, r)
+  if r.state then
+    finish(request, r, false, 'cancelled')
+    tell_worker(request, r)
+  end
 end
 redis.call('RENAME', K.conversation(id), K.deleted(id))
 redis.call('PEXPIRE', K.deleted(id), undo_ms)

@@ -81,15 +81,16 @@ def run(valkey: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 async def test_the_command_makes_lists_and_revokes(broker, valkey):
     made = await asyncio.to_thread(
-        run, valkey, "keys", "create", "al ice", "--models", "a, b", "--rpm", "5", "--expires", "30d"
+        run, valkey, "keys", "create", "al ice", "--models", "a, b", "--rpm", "5", "--at-once", "7", "--expires", "30d"
     )
     assert re.fullmatch("fc-[0-9a-f]{64}\n", made.stdout), made
     account, _ = await accounts.find(broker, made.stdout.strip())
     assert account
-    assert (account.name, account.models, account.rpm, account.tpm) == ("al ice", ("a", "b"), 5, 0)
+    limits = (account.rpm, account.tpm, account.at_once)
+    assert (account.name, account.models, limits) == ("al ice", ("a", "b"), (5, 0, 7))
     assert abs(account.expires - time.time() - 30 * 86_400) < 60
     shown = await asyncio.to_thread(run, valkey, "keys", "list")
-    assert re.search(rf"^al ice +{account.id} +a b +5 +no limit +20\d\d-", shown.stdout, re.M), shown
+    assert re.search(rf"^al ice +{account.id} +a b +5 +no limit +7 +20\d\d-", shown.stdout, re.M), shown
     assert made.stdout.strip() not in shown.stdout
     gone = await asyncio.to_thread(run, valkey, "keys", "revoke", "al ice")
     assert gone.returncode == 0

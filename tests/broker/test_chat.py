@@ -9,6 +9,7 @@ import pytest
 from broker import chat, keys, queues, registry
 from broker.errors import NoSuchModel, NoWorker, PromptEmpty, PromptTooLarge
 from broker.messages import ChatRequest, Frame, Message, ModelCard
+from broker.tasks import stop
 from fleet_process import environment
 from helpers import claim, eventually, request
 
@@ -51,6 +52,21 @@ async def test_an_empty_prompt_and_one_that_is_too_large_are_refused_before_the_
             await chat.answer(broker, ChatRequest("m", (), prompt=prompt))
     for fine in (ChatRequest("m", (), prompt=" "), ChatRequest("m", (Message("user", "a"), Message("tool", "")))):
         chat.check_size(broker, fine)
+
+
+async def test_wherever_it_is_cut_off_nothing_stays_in_the_queue(broker, card):
+    async def ask() -> None:
+        async with chat.ask(broker, request(keep=False)):
+            await asyncio.Event().wait()
+
+    for steps in range(1, 150):  # of the event loop, within which it is accepted
+        asking = asyncio.create_task(ask())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await stop(asking)
+        await eventually(lambda: not broker._background)
+        assert not await broker.redis.zcard(keys.queue("m")), steps
+    assert await broker.redis.hget(keys.counts("m"), "accepted"), "some had been"
 
 
 async def test_leaving_early_ends_what_nobody_keeps(broker, card):

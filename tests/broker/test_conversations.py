@@ -1,3 +1,4 @@
+
 import pytest
 
 from broker import conversations, queues, streams

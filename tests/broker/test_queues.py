@@ -162,6 +162,15 @@ async def test_a_user_has_a_share_of_waiting_and_running(broker):
     await queues.enqueue(broker, request(owner="anna"))
 
 
+async def test_who_asks_may_have_another_share_or_none(broker):
+    broker.config = replace(broker.config, user_limit=1)
+    for at_once in (2, 2, 0, 0):
+        await queues.enqueue(broker, request(owner="anna"), at_once=at_once)
+    for at_once in (4, None):
+        with pytest.raises(ShareUsed, match="4 answers"):
+            await queues.enqueue(broker, request(owner="anna"), at_once=at_once)
+
+
 async def test_users_take_turns(broker):
     broker.config = replace(broker.config, user_limit=100)
     for owner in ["anna"] * 5 + ["ben", "cleo"]:

@@ -3,10 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from broker import conversations, keys, queues, registry, shelf
+from broker import conversations, keys, registry, shelf, streams
 from broker.connection import Broker
 from broker.errors import BadRequest, NoSuchConversation
-from broker.messages import new_id
+from broker.messages import Frame, new_id
+from broker.streams import Written
+from broker.tasks import stop
 from helpers import claim, eventually
 from talk import begin, imported, say, talk
 
@@ -20,7 +22,7 @@ async def listed(broker, owner="anna", **more):
 
 
 async def all_keys(broker, *but):
-    prefixes = ("models", "serving", "workers", "worker:", "counts", "turns", "pace", "swept", "retained", *but)
+    prefixes = ("models", "serving", "workers", "worker:", "counts", "turns", "pace", "swept", "since", "retained", *but)
     return sorted(k for key in await broker.redis.keys("*") if not (k := key.decode()).startswith(prefixes))
 
 
@@ -197,11 +199,26 @@ async def test_deleting_stops_the_answer_and_undo_has_what_it_had_said(broker):
     assert conversation.leaf == request_id
 
 
+async def test_wherever_deleting_is_cut_off_no_answer_goes_on_in_what_is_gone(broker):
+    found = set()
+    for steps in range(40):  # of the event loop, within which it is deleted
+        turn, request_id = await begin(broker, owner=f"anna-{steps}")
+        deleting = asyncio.create_task(shelf.delete(broker, turn.conversation, f"anna-{steps}"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await stop(deleting)
+        ended = await broker.redis.hget(keys.request(request_id), "state") == b"ended"
+        assert ended != await broker.redis.exists(keys.conversation(turn.conversation)), steps
+        found.add(ended)
+    assert found == {False, True}
+
+
 async def test_an_answer_that_ends_after_a_deletion_brings_nothing_back(broker):
-    turn, _ = await begin(broker)
+    turn, request_id = await begin(broker)
     (held,) = await claim(broker)
     await shelf.delete(broker, turn.conversation, "anna")
-    await queues.release(broker, held)
+    late = Written(request_id, held.token, 0, Frame(request_id, 0, 1, "too late").encode(), last=True)
+    assert await streams.append(broker, [late]) == [streams.ENDED]
     assert await listed(broker) == []
     assert not await broker.redis.exists(keys.conversation(turn.conversation))
 

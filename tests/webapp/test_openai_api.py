@@ -18,8 +18,8 @@ from broker.connection import Broker
 from broker.messages import ChatRequest, ModelCard
 from fleet_process import wait_for_port, web
 from helpers import claim, eventually
-from tests.tiny_model import build
-from webapp import sse
+from tests.tiny_model import END, build
+from webapp import openai_answers, sse
 from webapp.state import BROKER
 
 Ask = Callable[..., Any]
@@ -338,6 +338,26 @@ async def test_models_are_listed_with_what_programs_want_to_know(api, broker):
         assert (await response.json())["state"] == "failed"
 
 
+async def test_a_model_says_since_when_it_is_there(api, broker):
+    async def created() -> int:
+        async with api.get("/v1/models") as response:
+            (found,) = (await response.json())["data"]
+        async with api.get("/v1/models/m") as response:
+            assert (await response.json())["created"] == found["created"]
+        return found["created"]
+
+    before = int(time.time())
+    await registry.beat(broker, "w", "loading", {"models": "m"}, [ModelCard("m")])
+    first = await created()
+    assert before <= first <= time.time()
+    await broker.redis.hincrby(keys.SINCE, "m", -86_400_000)  # a day goes by
+    await registry.leave(broker, "w", ["m"])
+    await registry.beat(broker, "v", "ready", {"models": "m"}, [ModelCard("m", state="ready", context=5)])
+    assert await created() == first - 86_400
+    await broker.redis.delete(keys.SINCE)
+    assert await created() == int(openai_answers.STARTED)
+
+
 async def test_the_name_of_a_request_comes_back(api, worker_in):
     async with worker_in():
         for given in ("mine-1", "", "x" * 200, "a b"):
@@ -527,6 +547,35 @@ async def test_logprobs_of_a_real_model_in_both_shapes(api, post, worker_in, fol
         assert answer["choices"][0]["message"]["content"] in ("yes", "no")
 
 
+@pytest.mark.timeout(60)
+async def test_logprobs_and_usage_count_the_same_tokens_however_an_answer_ends(api, post, worker_in, folder):
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "seed": 3,
+             "logprobs": True, "stream_options": {"include_usage": True}}  # fmt: skip
+    ends = {}
+    async with worker_in(model=f"tiny={folder}", cache_mb=4, device="cpu"):
+        said = await post(CHAT, asked | {"ignore_eos": True, "stream_options": None})
+        text = said["choices"][0]["message"]["content"]
+        for name, more, finish in (
+            ("limit", {"ignore_eos": True}, "length"),
+            ("end token", {"logit_bias": {str(END): 12}}, "stop"),
+            ("stop string", {"ignore_eos": True, "stop": text[2:4]}, "stop"),
+            ("form", {"guided_choice": ["a longer choice"], "max_tokens": 50}, "stop"),
+            ("one", {"max_tokens": 1, "ignore_eos": True}, "length"),
+            ("two answers", {"n": 2, "ignore_eos": True}, "length"),
+        ):
+            answer = await post(CHAT, asked | more | {"stream_options": None})
+            events = await collect(api, CHAT, asked | more)
+            plain = [token["token"] for choice in answer["choices"] for token in choice["logprobs"]["content"]]
+            live = [t["token"] for e in events for c in e["choices"] for t in (c["logprobs"] or {}).get("content", ())]
+            assert len(plain) == len(live) == answer["usage"]["completion_tokens"], name
+            assert events[-1]["usage"] == answer["usage"], name
+            assert {choice["finish_reason"] for choice in answer["choices"]} == {finish}, name
+            ends[name] = len(plain)
+    assert (ends["limit"], ends["one"], ends["two answers"]) == (12, 1, 24)
+    assert 0 < ends["stop string"] < 12
+    assert ends["end token"] < 12
+
+
 async def test_a_key_opens_closes_and_limits(api, broker: Broker, worker_in, config: Config):
     async with worker_in():
         async with api.post(CHAT, json=HELLO) as response:
@@ -593,6 +642,22 @@ async def test_a_key_sees_and_asks_only_its_models_and_owns_what_it_asks(api, po
     (taken,) = await eventually(lambda: claim(broker))
     assert await broker.redis.hget(keys.request(taken.request_id), "owner") == account.id.encode()
     asking.cancel()
+
+
+async def test_a_key_may_have_as_many_at_once_as_it_says(post, broker, worker_in):
+    free, _ = await accounts.create(broker, "free")
+    bound, _ = await accounts.create(broker, "bound", at_once=2)
+    slow = {"model": "echo", "messages": [{"role": "user", "content": "/echo 5000 10ms"}], "n": 2}
+    async with worker_in() as worker:
+        await asyncio.gather(*(post(CHAT, HELLO, headers={"x-api-key": free}) for _ in range(32)))
+        answer = await post(CHAT, HELLO | {"n": 5}, headers={"x-api-key": bound})
+        assert len(answer["choices"]) == 5, "two after two"
+        asking = asyncio.create_task(post(CHAT, slow, 499, headers={"x-api-key": bound}))
+        await eventually(lambda: len(worker.claims) == 2)
+        error = (await post(CHAT, HELLO, 429, headers={"x-api-key": bound}))["error"]
+        assert error["code"] == "share_used"
+        await post(CHAT, HELLO, headers={"x-api-key": free})
+        asking.cancel()
 
 
 async def test_tokens_of_an_answer_are_charged_also_when_it_is_left(api, broker, worker_in):

@@ -47,7 +47,7 @@ def row(tab, title):
 
 async def menu(tab, title, *path):
     """Choose from a conversation's menu."""
-    await row(tab, title).locator(".side-menu").click(force=True)
+    await row(tab, title).locator(".side-menu").click()
     for name in path:
         await tab.get_by_role("menuitem", name=name, exact=True).click()
 

@@ -16,6 +16,8 @@ export function openTags(sidebar, options, id) {
   const save = async (tags) => {
     const before = mine;
     mine = tags;
+    sidebar.tags = [...new Set([...sidebar.tags, ...tags])];
+    sidebar.alter(id, { tags });
     draw();
     try {
       await call("PATCH", `/conversations/${id}`, { tags });
@@ -23,6 +25,7 @@ export function openTags(sidebar, options, id) {
       sidebar.refresh();
     } catch (error) {
       mine = before;
+      sidebar.alter(id, { tags: mine });
       problem.textContent = error.message;
       draw();
     }

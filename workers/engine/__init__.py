@@ -8,9 +8,9 @@ and fault tests).
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from broker.errors import ModelUnusable
@@ -155,7 +155,7 @@ class EngineOptions:
     quantization: str = "none"
     cache_mb: int = 0  # memory for the key-value cache; 0 picks a sane part of what is free
     parallel: int = 1  # GPUs that share the model
-    role: str = "auto"  # model: it answers; embed: it gives vectors; auto: what its folder says
+    role: str = "auto"  # model: it answers; embed: it gives vectors; auto: what its files say
 
 
 async def open_engine(options: EngineOptions, progress: Progress) -> Engine:
@@ -168,14 +168,21 @@ async def open_engine(options: EngineOptions, progress: Progress) -> Engine:
     # could use, and not to spin at all halves a small model's speed (see pace.py). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "200000")
     source = options.models[0]
-    encodes = source.engine == "torch" and (options.role == "embed" or (options.role == "auto" and is_encoder(source)))
-    if options.role == "embed" and not encodes:
+    if options.role == "embed" and source.engine != "torch":
         raise ModelUnusable(f"{source.name} cannot give embeddings, which FLEETCHAT_ROLE=embed asks for.")
-    module = import_module("workers.engine.encoder" if encodes else f"workers.engine.{source.engine}_engine")
-    engine: Engine = await module.open_engine(options, progress)
+    if options.role == "auto" and source.engine == "torch" and not source.is_adapter:
+        options, progress = await _look(options, progress)
+    name = "encoder" if options.role == "embed" else f"{source.engine}_engine"
+    engine: Engine = await import_module(f"workers.engine.{name}").open_engine(options, progress)
     return engine
 
 
-def is_encoder(source: ModelSource) -> bool:
-    """Whether a folder says by sentence-transformers' modules that its model is for vectors; never of a hub id."""
-    return (Path(source.source).expanduser() / "modules.json").is_file()
+async def _look(options: EngineOptions, progress: Progress) -> tuple[EngineOptions, Progress]:
+    """The role that the model's files say, which are fetched where they are not here yet, and the rest of the progress."""
+    model, thread = import_module("workers.engine.model"), import_module("workers.engine.thread")
+    source = options.models[0]
+    with thread.Thread() as beside:
+        folder, begun = await beside.load(partial(model.find_folder, source), progress)
+    role = "embed" if model.is_encoder(folder) else "model"
+    models = (replace(source, source=str(folder)), *options.models[1:])
+    return replace(options, models=models, role=role), lambda percent: progress(begun + percent * (100 - begun) // 100)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from broker.errors import ModelUnusable
+from workers.engine.transfer import send
 
 logger = logging.getLogger("fleetchat.engine")
 
@@ -89,10 +89,12 @@ class Adapters:
         if len(present) == 1:
             self._rows |= dict.fromkeys(present - {0})
         elif present - {0}:
-            numbers, counts = torch.tensor(step).unbind(1)
-            of_token = numbers.repeat_interleave(counts)  # (tokens,)
+            of_token = [number for number, tokens in step for _ in range(tokens)]
             device = self._model.device
-            self._rows |= {n: (of_token == n).nonzero()[:, 0].to(device) for n in sorted(present - {0})}
+            self._rows |= {
+                n: send([at for at, number in enumerate(of_token) if number == n], device)
+                for n in sorted(present - {0})
+            }
 
     def _pairs(self, folder: Path, config: Mapping[str, Any]) -> Pairs:
         """An adapter's weights as the layers need them, checked against those."""

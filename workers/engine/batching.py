@@ -7,7 +7,6 @@ that sleeps until there is work. Knows tokens and threads; no text, no event loo
 """
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,21 +28,24 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from transformers.generation.continuous_batching.requests import (
     FutureRequestState,
     GenerationOutput,
-    RequestState,
     RequestStatus,
 )
-from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.generation.continuous_batching.utils import logger as stock
 
 from broker.messages import Sampling
 from workers.engine import attention
 from workers.engine.adapters import Adapters
-from workers.engine.graphs import Graphs, capture_on
+from workers.engine.ahead import Ahead, Flight
+from workers.engine.draws import NOT_FINITE
+from workers.engine.forward import Forward
+from workers.engine.graphs import capture_on
 from workers.engine.inputs import TOKEN_BITS, Inputs
 from workers.engine.model import Loaded, free_bytes
 from workers.engine.pace import Pace, keep_freed_memory
-from workers.engine.sampling import Logprob, Row, Sampler, prompt_logprobs
+from workers.engine.sampling import Logprob, Picked, Row, Sampler, prompt_logprobs
+from workers.engine.scheduler import SCHEDULER
+from workers.engine.transfer import Fetch, fetch_on
 
 if TYPE_CHECKING:
     from workers.engine.parallel import Followers
@@ -52,15 +54,13 @@ logger = logging.getLogger("fleetchat.engine")
 
 PAGE = 32  # tokens in a page of the cache, the unit in which prompts share their beginnings
 STEP_TOKENS = 512  # a longer prompt is read in several steps, so that running answers go on
-YOUNG = 8  # tokens up to which an answer has no rhythm that a step with prompts could break
-SHORT = 128  # tokens of a prompt that does not hold others up
 GATHER_SECONDS = 0.001  # an idle engine waits so long for another request to come
 AUTO_SHARE = 0.25  # of the free memory, for the cache, when nobody says how much
 FAILURES = (
     30  # steps that may fail in a row before the engine takes the device for broken; a poisoned request fails three
 )
 DEAD = "the engine's thread has ended"
-NOT_FINITE = "the model's logits are not finite"
+SPOILT = "the model's logits are not finite"
 DEVICE_GONE: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 PRIVATE = (1 << 31 - TOKEN_BITS) - 1  # the root of prefixes that nobody shares; adapters have the numbers below it
 
@@ -123,6 +123,7 @@ class Batcher(ContinuousBatchingManager):
         self._deliver = deliver
         self._adapters = adapters
         self._followers = followers
+        self._flight: Flight | None = None  # a step that was launched ahead
         self._failures = 0
         self._slots, self._context = slots, loaded.context
         self._sampler = Sampler(loaded.device)
@@ -134,26 +135,30 @@ class Batcher(ContinuousBatchingManager):
             num_blocks=_pages(loaded, slots, cache_mb),
             max_batch_tokens=max(STEP_TOKENS, slots),
             max_requests_per_batch=slots,
-            scheduler_type=attention.NAME,
+            scheduler_type=SCHEDULER,
             max_memory_percent=1e6,  # the stock check counts masks that we do not have; _pages has one of its own
             auto_switch_to_flash=False,  # it may fetch kernels from the hub
             use_cuda_graph=False,  # we have our own
-            use_async_batching=False,  # a step needs the last token on the host
+            use_async_batching=False,  # stock knows neither our sampler nor our inputs; ours is in ahead.py
             disable_nccl_graph_mixing=False,  # no graphs with several GPUs, and it warns about them
         )
         model: Any = loaded.model
         super().__init__(model, GenerationConfig(do_sample=False), config)  # type: ignore[no-untyped-call]
-        self._slices = bool(model._supports_logits_to_keep())
         helper = self.distributed_helper  # stock: it takes heads that are gathered again for divided
         helper.tp_plan = {name: style for name, style in helper.tp_plan.items() if style == "colwise"}
         self.output_router = _Router(self._streams, deliver)
         self.batch_processor = self._create_batch_processor()
-        capture = capture_on(loaded.device) if helper.tp_size == 1 else None
-        self._graphs = None if capture is None else Graphs(self._whole, self._inputs, capture, loaded.dtype)
+        capture, fetch = None, None
+        if helper.tp_size == 1:
+            capture, fetch = capture_on(loaded.device), fetch_on(loaded.device)
         helper.tp_size = 1  # the cache has its part of the heads, and steps are shared in our way
+        self._forward = Forward(loaded.model, self._inputs, adapters, followers, capture)
         self._try_out()
-        if self._graphs is not None:
+        self._ahead = None if fetch is None else self._try_ahead(fetch)
+        if self._forward.graphs is not None:
             logger.info("steps without prompts run as CUDA graphs")
+        if self._ahead is not None:
+            logger.info("steps without prompts are launched before the tokens of the step before are known")
 
     @property
     def alive(self) -> bool:
@@ -221,6 +226,12 @@ class Batcher(ContinuousBatchingManager):
             if thread.is_alive():
                 logger.warning("the engine's step takes longer than %s s; leaving its thread behind", timeout)
 
+    def release(self) -> None:
+        """Let go of the model and the cache, once it is shut."""
+        self.batch_processor = None
+        self.model = None  # type: ignore[assignment]
+        self._forward.release()
+
     @property
     def _processor(self) -> ContinuousBatchProcessor:
         assert self.batch_processor is not None
@@ -234,7 +245,7 @@ class Batcher(ContinuousBatchingManager):
             left = list(self._streams.values())
             self._streams.clear()
             self._deliver([Step(stream, error=DEAD) for stream in left])
-            self._graphs = None  # and their memory
+            self._flight = self._forward.graphs = None  # and their memory
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
         """Our attention, whatever the model was made with."""
@@ -246,6 +257,24 @@ class Batcher(ContinuousBatchingManager):
         for _ in range(2):
             self._processor.prepare_next_batch()
             self._compute()
+
+    @torch.inference_mode()
+    def _try_ahead(self, fetch: Fetch) -> Ahead | None:
+        """What launches steps ahead, if a trial goes well."""
+        processor = self._processor
+        ahead = Ahead(self._forward, self._inputs, self._sampler, processor.cache, fetch)
+        self.add_request([1, 2], request_id="try", max_new_tokens=3)
+        try:
+            processor.prepare_next_batch()
+            self._compute()
+            processor.prepare_next_batch()
+            ahead.try_out()
+        except Exception as error:  # it may be the device's own
+            logger.warning("the engine goes on without launching steps ahead, which is slower but right: %r", error)
+            return None
+        finally:
+            processor.scheduler.finish_request("try")
+        return ahead
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor = super()._create_batch_processor()
@@ -260,7 +289,7 @@ class Batcher(ContinuousBatchingManager):
         """One step, or a sleep until there is work. False ends the thread."""
         scheduler = batch_processor.scheduler
         try:
-            ready = batch_processor.prepare_next_batch()
+            ready = self._flight is not None or batch_processor.prepare_next_batch()
         except Exception as error:
             self._survive(error)
             batch_processor.fail_all_requests(error)
@@ -287,10 +316,12 @@ class Batcher(ContinuousBatchingManager):
         running = news.count(1)
         self._pace.begin(running, sum(news) - running)
         try:
-            steps = self._compute()
+            flight = self._flight or self._launch()
+            steps = self._compute() if flight is None else self._land(flight)
         except Exception as error:
             if self._followers is not None:  # they may wait in the middle of a pass, or have ended
                 raise
+            self._flight = None
             self._survive(error)
             processor.handle_batch_error(error)  # type: ignore[no-untyped-call]
             return
@@ -306,11 +337,61 @@ class Batcher(ContinuousBatchingManager):
         requests = self._inputs.requests_in_batch
         streams = [self._streams.get(future.state.request_id) for future in requests]
         scores = self._to_score(requests, streams)
-        logits = self._logits(streams, [rows for _, rows, _ in scores])
+        adapters = [0 if stream is None else stream.adapter for stream in streams]
+        logits = self._forward.logits(adapters, [rows for _, rows, _ in scores])
         asked = [(f, s) for f, s in zip(requests, streams, strict=True) if f.has_new_token]
         rows = [GONE if stream is None else stream.row for _, stream in asked]
         steps = self._score(scores, logits[len(rows) :])
         picked = self._sampler.pick(logits[: len(rows)], rows) if rows else None
+        return steps + self._book(requests, streams, picked)
+
+    @torch.inference_mode()
+    def _launch(self) -> Flight | None:
+        """The scheduled step, if the next one can be launched before its tokens are known."""
+        if self._ahead is None:
+            return None
+        streams = [self._streams.get(future.state.request_id) for future in self._inputs.requests_in_batch]
+        here = [stream for stream in streams if stream is not None]
+        if len(here) < len(streams):
+            return None
+        return self._ahead.launch([stream.row for stream in here], [stream.adapter for stream in here])
+
+    @torch.inference_mode()
+    def _land(self, flight: Flight) -> list[Step]:
+        """What a launched step brought; the next one is launched before, if nothing stands against it."""
+        assert self._ahead is not None
+        live = flight.live(self._processor.scheduler.active_requests)
+        try:
+            self._flight = self._ahead.follow(flight, live) if self._may_follow(flight, live) else None
+        except Exception:  # is the next step's, and this one may be over for some
+            self._deliver(self._booked(flight, live, None))
+            raise
+        return self._booked(flight, live, self._flight)
+
+    def _may_follow(self, flight: Flight, live: Sequence[int]) -> bool:
+        """Whether the scheduler would do nothing but run the requests of this step again."""
+        scheduler = self._processor.scheduler
+        return (
+            self.input_queue.empty()
+            and not scheduler.waiting_requests
+            and len(live) == len(scheduler.active_requests)
+            and all(flight.requests[at].state.request_id in self._streams for at in live)  # nobody has left
+            and self.background_thread_status.can_accept_new_requests() is None  # nor is it to stop
+        )
+
+    def _booked(self, flight: Flight, live: Sequence[int], following: Flight | None) -> list[Step]:
+        """What a launched step brought, booked."""
+        assert self._ahead is not None
+        self._inputs.requests_in_batch = flight.requests  # are told if it fails
+        requests = [flight.requests[at] for at in live]
+        streams = [self._streams.get(future.state.request_id) for future in requests]
+        return self._book(requests, streams, Picked(self._ahead.tokens(flight, live, following)))
+
+    def _book(
+        self, requests: Sequence[FutureRequestState], streams: Sequence[Stream | None], picked: Picked | None
+    ) -> list[Step]:
+        """Books a step of requests: what they are given, and who is over."""
+        steps: list[Step] = []
         place, over = 0, []
         for future, stream in zip(requests, streams, strict=True):
             token = None
@@ -324,56 +405,14 @@ class Batcher(ContinuousBatchingManager):
                     over.append(stream.id)
                 elif token >= 0:
                     stream.row.advance(token)
-                if token < 0:
-                    steps.append(Step(stream, error=NOT_FINITE))
+                if token == NOT_FINITE:
+                    steps.append(Step(stream, error=SPOILT))
                 else:
                     steps.append(Step(stream, token, picked.logprobs.get(place) if picked else None))
             place += future.has_new_token
         for stream_id in over:  # not before all went well: who is not here is not told of a failure
             self._streams.pop(stream_id, None)
         return steps
-
-    def _logits(self, streams: Sequence[Stream | None], more: Sequence[Tensor]) -> Tensor:
-        """Logits, float32, shape (kept, vocab), good until the next step.
-
-        Of the requests that get a token, in order, and then of `more` tokens of the step.
-        """
-        adapters = [] if self._adapters is None else [0 if stream is None else stream.adapter for stream in streams]
-        graphs = self._graphs
-        answers = None if graphs is None or more or any(adapters) else self._inputs.answers()
-        if graphs is None or answers is None:
-            return self._one_by_one(adapters, more)
-        logits = graphs.replay(answers)
-        if logits is None:
-            logits = self._one_by_one(adapters, more)
-            if not graphs.capture(answers, logits):
-                self._graphs = None
-        return logits
-
-    def _one_by_one(self, adapters: Sequence[int], more: Sequence[Tensor]) -> Tensor:
-        """See _logits; the kernels are started by Python."""
-        inputs = self._inputs
-        inputs.build()
-        keep = inputs.last
-        if more:
-            keep = torch.cat((keep, *(rows.to(keep.device) for rows in more)))
-        if self._adapters is not None:
-            self._adapters.use([(a, new) for a, (_, new) in zip(adapters, inputs.lengths, strict=True)])
-        return self._forward(keep)
-
-    def _whole(self, kwargs: dict[str, Any]) -> Tensor:
-        """Logits, shape (tokens, vocab), of all tokens."""
-        model: Any = self.model
-        return model(**kwargs).logits[0]  # type: ignore[no-any-return]
-
-    def _forward(self, keep: Tensor) -> Tensor:
-        """Logits, float32, shape (kept, vocab), of these tokens of the step."""
-        if self._followers is not None:
-            self._followers.send(self._inputs.kwargs, keep)
-        model: Any = self.model
-        if self._slices:
-            return model(**self._inputs.kwargs, logits_to_keep=keep).logits[0].float()  # type: ignore[no-any-return]
-        return self._whole(self._inputs.kwargs)[keep].float()
 
     def _to_score(
         self, requests: Sequence[FutureRequestState], streams: Sequence[Stream | None]
@@ -427,46 +466,6 @@ class Batcher(ContinuousBatchingManager):
         logger.error("a step of the model failed", exc_info=error)
         if isinstance(error, DEVICE_GONE) or self._failures >= FAILURES:
             raise error
-
-
-class _Scheduler(FIFOScheduler):
-    """First come, first served, with no more of new prompts in a step than running answers bear.
-
-    While all answers have just begun and only short prompts wait, the prompts go first: so of many requests that come
-    together each gets its first token as soon as can be, and no reader has a rhythm yet that could break.
-    """
-
-    pace: Pace  # set once the scheduler is made
-
-    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
-        """See FIFOScheduler."""
-        active = list(self.active_requests.values())
-        made = [state.generated_len() for state in active if state.status == RequestStatus.DECODING]
-        prompts = [state for state in active if state.status != RequestStatus.DECODING]
-        prompts += list(self.waiting_requests.values())
-        self._burst = max(made, default=0) < YOUNG and all(len(s.remaining_prefill_tokens) <= SHORT for s in prompts)
-        room = self.pace.room(0 if self._burst else len(made))
-        # The budget of cache that may be read is for index tensors that we do not have.
-        return super().schedule_batch(min(token_budget, room), sys.maxsize)
-
-    def clear_cancelled_requests(self) -> list[RequestState]:
-        """See FIFOScheduler; the room that they leave is for new ones."""
-        gone = super().clear_cancelled_requests()
-        if gone:
-            self.block_new_requests = False
-        return gone
-
-    def _process_candidates(self, candidates: list[RequestState], *others: Any) -> Any:
-        if self._burst:
-            begun = sum(state.status == RequestStatus.DECODING for state in candidates)
-            prompts = candidates[begun : self.max_requests_per_batch]  # answers that wait keep their slots
-            found = super()._process_candidates(prompts, *others)
-            if found[0]:
-                return found
-        return super()._process_candidates(candidates, *others)
-
-
-SCHEDULER_MAPPING[attention.NAME] = _Scheduler
 
 
 class _Router(OutputRouter):

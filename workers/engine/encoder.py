@@ -1,23 +1,21 @@
 """An engine for vectors: texts go in, and one vector of length 1 comes out for each, as sentence-transformers makes it.
 
-How the tokens' vectors become one is in the folder: modules.json and the configuration of its pooling, mean or first
-token. Inputs of all requests that wait are computed together, sorted by length so that little is padded; no request
+How the tokens' vectors become one is in the folder: modules.json and the configuration of its pooling. Its prompts are
+not: a text is taken as it comes, and whoever wants "query: " before it writes it there, as with any OpenAI server. Inputs of all requests that wait are computed together, sorted by length so that little is padded; no request
 waits for all inputs of another. PyTorch has a thread of its own. Vectors are float32, whatever the model computes in.
 """
 
 import asyncio
 import json
 import logging
-import threading
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from broker.messages import ChatRequest, EmbedRequest, ModelCard, TokenRequest, 
 from workers.engine import EngineOptions, Piece, Progress, model
 from workers.engine.hub import first_line
 from workers.engine.progress import loading
+from workers.engine.thread import Thread
 from workers.engine.tokens import Tokens
 
 logger = logging.getLogger("fleetchat.engine")
@@ -38,18 +37,35 @@ CPU_BATCH_TOKENS = 1024
 BATCH_INPUTS = 128
 WINDOW_SHARE = 8  # a batch's tokens, divided by it: inputs that are sorted together, and that a new request waits for
 LEAST_NORM = 1e-12  # as torch.nn.functional.normalize has it
-POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+MODES = {  # of sentence-transformers
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean",  # differs in the vector's length only
+    "mean_sqrt_len_tokens": "mean",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
 MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 
-T = TypeVar("T")
 Vector = Any  # numpy, float32, shape (dimensions,)
+Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+POOLS: Mapping[
+    str, Pool
+] = {  # (inputs, tokens, dimensions) and (inputs, tokens, 1) -> (inputs, dimensions), of any length
+    "cls": lambda states, mask: states[:, 0],
+    "lasttoken": lambda states, mask: states[torch.arange(len(states)), mask.sum((1, 2)) - 1],  # behind it is padding
+    "max": lambda states, mask: states.masked_fill(mask == 0, -torch.inf).amax(1),
+    "mean": lambda states, mask: (states * mask).sum(1) / mask.sum(1),
+    "weightedmean": lambda states, mask: (states * mask * mask.cumsum(1)).sum(1) / mask.cumsum(1).sum(1),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a folder wants its vectors made."""
 
-    pooling: str  # mean or cls
+    pooling: str  # one of POOLS
     most_tokens: int | None
     lower: bool
 
@@ -105,7 +121,7 @@ class EncoderEngine:
     resumable = True
     cache_use = 0.0
 
-    def __init__(self, encoder: Encoder, name: str, slots: int, thread: "Thread") -> None:
+    def __init__(self, encoder: Encoder, name: str, slots: int, thread: Thread) -> None:
         self.cards = (ModelCard(name, kind="embedding", context=encoder.context),)
         self.slots = slots
         self.device = str(encoder.model.device)
@@ -204,49 +220,6 @@ class EncoderEngine:
             self._computing = False
 
 
-class Thread:
-    """One thread for all of PyTorch's work, since each new one would bring threads of its own; ends with the process."""
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name="encoder", daemon=True).start()
-
-    async def do(self, work: Callable[[], T]) -> T:
-        """The result of blocking work."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: Exception | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
-        def job() -> None:
-            result, error = None, None
-            try:
-                result = work()
-            except Exception as raised:
-                error = raised
-            loop.call_soon_threadsafe(settle, result, error)
-
-        self._jobs.put(job)
-        return await future
-
-    def end(self) -> None:
-        """Once it has done what it was given."""
-        self._jobs.put(None)
-
-    def _run(self) -> None:
-        while job := self._jobs.get():
-            try:
-                job()
-            except RuntimeError:
-                logger.debug("the event loop was closed while a thread worked for it")
-
-
 def per_piece(dimensions: int) -> int:
     """Vectors in one piece."""
     return max(1, PIECE_BYTES // (4 * dimensions))
@@ -296,7 +269,7 @@ def _write(encoder: Encoder, request: ChatRequest, begin: bool) -> Sequence[int]
 def encode(encoder: Encoder, batch: Sequence[Sequence[int]]) -> Any:
     """The vectors of some inputs: numpy, float32, shape (inputs, dimensions), of any length.
 
-    Source: mean pooling as in sentence-transformers' Pooling: the mean over the tokens that are not padding.
+    Source: POOLS are those of sentence-transformers' Pooling; tokens that are padding count nowhere.
     """
     pad: Any = encoder.tokenizer.pad_token_id
     longest, device = max(map(len, batch)), encoder.model.device
@@ -304,9 +277,7 @@ def encode(encoder: Encoder, batch: Sequence[Sequence[int]]) -> Any:
     lengths = torch.tensor([len(one) for one in batch], device=device)
     mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
     states = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (inputs, tokens, dimensions)
-    if encoder.recipe.pooling == "cls":
-        return states[:, 0].cpu().numpy()
-    return ((states * mask[:, :, None]).sum(1) / lengths[:, None]).cpu().numpy()
+    return POOLS[encoder.recipe.pooling](states, mask[:, :, None]).cpu().numpy()
 
 
 def load(options: EngineOptions, progress: Progress) -> Encoder:
@@ -339,6 +310,7 @@ def load(options: EngineOptions, progress: Progress) -> Encoder:
         loaded = model.read_model(
             folder, config, place, dtype, None, source.trust_remote_code, None, AutoModel, ("pooler.",)
         )
+    loaded.config.use_cache = False  # a decoder's keys and values, which nothing will be written behind
     context = min(model.context_of(loaded, tokenizer), recipe.most_tokens or 1 << 30)
     progress(100)
     return Encoder(loaded, tokenizer, recipe, context, config.get_text_config().hidden_size)
@@ -363,9 +335,11 @@ def read_recipe(folder: Path) -> Recipe:
         ) from error
     if strange := [kind for kind in kinds if kind not in MODULES]:
         raise ModelUnusable(f"{folder} has a module of the kind {strange[0]}, which is not known here.")
-    found = [POOLINGS.get(mode, mode) for mode in modes] or ["mean"]
-    if len(found) > 1 or found[0] not in POOLINGS.values():
-        raise ModelUnusable(f"{folder} asks for the pooling {' and '.join(map(str, found))}; known are mean and cls.")
+    found = [MODES.get(mode, mode) for mode in modes] or ["mean"]
+    if len(found) > 1 or found[0] not in POOLS:
+        raise ModelUnusable(
+            f"{folder} asks for the pooling {' and '.join(map(str, found))}; known are {', '.join(POOLS)}."
+        )
     return Recipe(found[0], base.get("max_seq_length"), bool(base.get("do_lower_case")))
 
 
@@ -375,6 +349,8 @@ def _read(file: Path) -> Any:
 
 async def open_engine(options: EngineOptions, progress: Progress) -> EncoderEngine:
     """Loads in the engine's thread."""
-    thread = Thread()
-    encoder = await thread.do(partial(load, options, progress))
+    with ExitStack() as stack:
+        thread = stack.enter_context(Thread())
+        encoder = await thread.load(partial(load, options), progress)
+        stack.pop_all()  # the engine ends it
     return EncoderEngine(encoder, options.models[0].name, options.slots, thread)

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.engine.inputs import NARROW, Inputs, Single
+from workers.engine.inputs import Inputs, Single
+from workers.engine.transfer import pinned
 
 logger = logging.getLogger("fleetchat.engine")
 
@@ -45,20 +46,27 @@ class Graphs:
         """
         self._forward, self._inputs, self._capture = forward, inputs, capture
         self._near = torch.finfo(dtype).eps ** 0.5
-        pinned = inputs.device.type == "cuda"
-        self._host = torch.empty(inputs.slots, 3, dtype=torch.int64, pin_memory=pinned)
-        self._numbers = torch.zeros_like(self._host, device=inputs.device)  # (slots, 3): token, position, row
+        # (slots, 3): token, position, row
+        self._numbers = torch.zeros(inputs.slots, 3, dtype=torch.int64, device=inputs.device)
         self._logits: Tensor | None = None  # (slots, vocab), float32; of all graphs, since one runs at a time
         self._graphs: OrderedDict[tuple[int, int], Work] = OrderedDict()
 
-    def replay(self, answers: Sequence[Single]) -> Tensor | None:
-        """Logits, float32, shape (requests, vocab), good until the next step; None when this shape has no graph."""
-        shape = self._shape(answers)
+    def fits(self, requests: int, longest: int) -> bool:
+        """Whether there is a graph for so many requests, at position `longest` at most."""
+        return self._shape(requests, longest) in self._graphs
+
+    def replay(self, answers: Sequence[Single], ids: Tensor | None = None) -> Tensor | None:
+        """Logits, float32, shape (requests, vocab), good until the next step; None when this shape has no graph.
+
+        Args:
+            ids: tokens on the device, shape (requests,), in place of those in `answers`.
+        """
+        shape = self._shape_of(answers)
         graph = self._graphs.get(shape)
         if graph is None:
             return None
         self._graphs.move_to_end(shape)
-        return self._run(graph, shape, answers)
+        return self._run(graph, shape, answers, ids)
 
     def capture(self, answers: Sequence[Single], expected: Tensor) -> bool:
         """Make the graph for a step's shape. False when that cannot be, and then there is no use in another try.
@@ -66,7 +74,7 @@ class Graphs:
         Args:
             expected: the step's logits; float32, shape (requests, vocab).
         """
-        shape = self._shape(answers)
+        shape = self._shape_of(answers)
         try:
             if self._logits is None:
                 self._logits = expected.new_empty(self._inputs.slots, expected.shape[1])
@@ -84,14 +92,13 @@ class Graphs:
             self._graphs.popitem(last=False)
         return True
 
-    def _shape(self, answers: Sequence[Single]) -> tuple[int, int]:
+    def _shape_of(self, answers: Sequence[Single]) -> tuple[int, int]:
+        return self._shape(len(answers), max(position for _, position, _ in answers))
+
+    def _shape(self, requests: int, longest: int) -> tuple[int, int]:
         """Requests and keys that there is room for."""
-        slots, widest = self._inputs.slots, self._inputs.widest
-        longest = max(position for _, position, _ in answers)  # and one key more
-        return (
-            min(next((size for size in SIZES if size >= len(answers)), slots), slots),
-            min(max(NARROW, 1 << longest.bit_length()), widest),
-        )
+        slots = self._inputs.slots
+        return min(next((size for size in SIZES if size >= requests), slots), slots), self._inputs.room(longest)
 
     def _work(self, shape: tuple[int, int]) -> Work:
         """The forward pass of this shape, from static tensors to static tensors."""
@@ -105,17 +112,19 @@ class Graphs:
 
         return work
 
-    def _run(self, graph: Work, shape: tuple[int, int], answers: Sequence[Single]) -> Tensor:
+    def _run(self, graph: Work, shape: tuple[int, int], answers: Sequence[Single], ids: Tensor | None = None) -> Tensor:
         self._fill(shape, answers)
+        if ids is not None:
+            self._numbers[: len(ids), 0] = ids
         graph()
         assert self._logits is not None
         return self._logits[: len(answers)]
 
     def _fill(self, shape: tuple[int, int], answers: Sequence[Single]) -> None:
-        """The numbers of a step, in one copy. The last step's is over, since its tokens were read."""
+        """The numbers of a step, in one copy."""
         size = shape[0]
-        self._host.numpy()[:size] = [*answers, *[(0, 0, self._inputs.padding)] * (size - len(answers))]
-        self._numbers[:size].copy_(self._host[:size], non_blocking=True)
+        numbers = [*answers, *[(0, 0, self._inputs.padding)] * (size - len(answers))]
+        self._numbers[:size].copy_(pinned(numbers, self._inputs.device), non_blocking=True)
 
 
 def capture_on(device: torch.device) -> Capture | None:

@@ -15,6 +15,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 from workers.engine.attention import Plan, Singles, Span
+from workers.engine.transfer import send
 
 TOKEN_BITS = (
     20  # of a token id; the bits above them, in the first token of a prompt, keep its prefix apart from others'
@@ -41,7 +42,7 @@ class Inputs:
         self._places = [
             _Places(allocator, slots, context, self.device) for allocator in cache.cache_allocators.values()
         ]
-        self.widest = max(places.width for places in self._places)  # keys that a request can have in a layer
+        self.widest: int = max(places.width for places in self._places)  # keys that a request can have in a layer
         self._rows: dict[str, int] = {}  # request id -> its row in the tables
 
     def prepare_batch_tensors(self, requests_in_batch: Sequence[FutureRequestState], **others: Any) -> None:
@@ -71,14 +72,23 @@ class Inputs:
         ids, positions = (torch.tensor(some, device=self.device) for some in (self._ids, self._positions))
         self.kwargs = self._arguments(ids, positions, plans)
 
+    @property
+    def alone(self) -> bool:
+        """Whether all of the step are answers: each request has one token and gets one."""
+        return len(self._last) == len(self._ids)
+
     def answers(self) -> list[Single] | None:
-        """The step's requests, their rows ready for `fixed`; None when one of them has several tokens or gets none."""
-        if len(self._last) < len(self._ids):
+        """The step's requests, their rows ready for `fixed`; None when they are not all answers."""
+        if not self.alone:
             return None
         rows = self._find_rows()
         for places in self._places:
             places.fill(self.requests_in_batch, rows)
         return list(zip(self._ids, self._positions, rows, strict=True))
+
+    def room(self, longest: int) -> int:
+        """Keys for `fixed` that hold requests up to position `longest`: one of few numbers, so that shapes come again."""
+        return min(max(NARROW, 1 << longest.bit_length()), self.widest)
 
     def fixed(self, ids: Tensor, positions: Tensor, rows: Tensor, keys: int) -> dict[str, Any]:
         """The arguments for requests with one new token each, made by the device alone.
@@ -204,7 +214,7 @@ class _Places:
         if shown is pages and count == len(pages):
             return
         first = count if shown is pages else 0
-        starts = torch.tensor(pages[first:], device=self._device) * self._allocator.block_physical_stride
+        starts = send(pages[first:], self._device) * self._allocator.block_physical_stride
         self._table[row, first * self._page : len(pages) * self._page] = (starts[:, None] + self._within).flatten()
         self._filled[row] = (pages, len(pages))
 

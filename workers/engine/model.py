@@ -24,7 +24,11 @@ from transformers import (
     TorchAoConfig,
 )
 from transformers.distributed.configuration_utils import DistributedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from broker.errors import ModelUnusable
@@ -167,6 +171,22 @@ def find_folder(source: ModelSource, progress: Progress) -> tuple[Path, int]:
 
     folder = hub.download(source, tell)
     return folder, start
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether the model in a folder is for vectors: it has sentence-transformers' modules, or a language model without
+    the head that an answer needs. What is wrong with its files is not said here.
+    """
+    if (folder / "modules.json").is_file():
+        return True
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, named = raw.get("model_type"), raw.get("architectures")
+        answers, fills = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind), MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(kind)
+        headless = {name for name in (MODEL_MAPPING_NAMES.get(kind), fills) if answers or fills}
+        return bool(named) and answers not in named and headless.issuperset(named)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _config(folder: Path, trusted: bool, quantized: str) -> Any:

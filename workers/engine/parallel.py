@@ -234,7 +234,7 @@ class _Follower(Batcher):
                 for writes, singles, spans, window in plans
             ],
         }
-        self._forward(tensor(keep))
+        self._forward.pass_once(tensor(keep))
 
 
 def _plain(tensor: Tensor | None) -> Any:

@@ -3,7 +3,7 @@
 In comes the text behind a prompt, in pieces of any size; out go parts, each of one kind. Nothing is shown that may be
 the beginning of a marker, and what looked like a call but is none comes out as the text that it is. transformers'
 ResponseParser finds the markers: by the model's own response template or, where it has none, by those that most open
-models write, if its chat template knows them. Knows no tokens.
+models write (`workers.engine.dialects`), if its chat template knows them. Knows no tokens.
 """
 
 import json
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_parsing import ResponseParser
+from transformers.utils.chat_parsing import ResponseParser, parse_response
 from transformers.utils.chat_parsing.response_templates import load_response_template
 
 from broker.errors import BadRequest
 from broker.messages import ChatRequest, Structure
-from workers.engine.structure import JSON_FORM
+from workers.engine import dialects
+from workers.engine.dialects import Dialect
 
 logger = logging.getLogger("fleetchat.engine")
 
@@ -27,28 +28,13 @@ Map = dict[str, Any]
 
 KINDS = {"reasoning_content": "reasoning", "reasoning": "reasoning", "thinking": "reasoning", "tool_calls": "tool"}
 THINK, THOUGHT = "<think>", "</think>"
-CALL, CALLED = "<tool_call>", "</tool_call>"
 TEXT: Map = {"content": "text", "optional": True}
 REASONING: Map = {"open_pattern": rf"\A\s*{THINK}", "close": THOUGHT, "content": "text", "optional": True}  # at first
-HERMES: Map = {
-    "open": CALL,
-    "close": CALLED,
-    "content": "text",
-    "repeats": True,
-    "optional": True,
-}  # its JSON is read here
-QWEN_XML: Map = {  # Qwen3-Coder's and Qwen3.5's; as in transformers.cli.serving.utils
-    "open_pattern": r"<tool_call>\s*<function=(?P<name>[^>\n]+)>",
-    "close_pattern": r"</function>\s*</tool_call>",
-    "repeats": True,
-    "optional": True,
-    "content": "xml-inline",
-    "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\s*(?P<value>.*?)\s*</parameter>"},
-    "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
-}
-HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+_HEAD = r'\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+HEAD = re.compile(r"\s*\[?\s*" + _HEAD)
+NEXT = re.compile(r"[^{]*" + _HEAD)  # behind the arguments of another call, whose object may still have an id
 WRONG = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # from a call of a wrong shape
-CALLS = 16  # that one answer may be made to have; a weak model would call for ever
+KNOWN = "Hermes' and Qwen's <tool_call>, Llama 3.1's JSON, Mistral's [TOOL_CALLS]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +57,10 @@ class Replies:
         """
         own = _own(tokenizer)
         self._anchored = own is not None
-        self._spec = own or _usual(str(tokenizer.chat_template or ""), render)
+        template = str(tokenizer.chat_template or "")
+        known = dialects.find(template, render)
+        self._dialect = known if own is None or (known and _reads(own, known)) else None  # to force calls in
+        self._spec = own or _usual(template, known)
         written = json.dumps(self._spec["fields"], ensure_ascii=False).replace("\\", "")
         added: Mapping[int, Any] = tokenizer.added_tokens_decoder
         self.markers = frozenset(i for i, t in added.items() if t.special and t.content and t.content in written)
@@ -82,7 +71,9 @@ class Replies:
         if request.prompt is not None or request.sampling.structure is not None or not fields.keys() - {"content"}:
             return None
         prefix = prompt if self._anchored else THINK * self._thinks(request, prompt)
-        return Reply(self._spec | {"fields": fields}, prefix, request)
+        if request.must_call and self._dialect:
+            prefix += self._dialect.lead
+        return Reply(self._spec | {"fields": fields}, prefix, request, None if self._anchored else self._dialect)
 
     def structure(self, request: ChatRequest, prompt: str) -> Structure:
         """The form of an answer that calls what it must.
@@ -90,21 +81,20 @@ class Replies:
         Raises:
             BadRequest: it is not known how to write this model's calls.
         """
-        if self._spec["fields"].get("tool_calls") is not HERMES:
-            raise BadRequest("This model cannot be made to call a tool. Leave tool_choice out.", param="tool_choice")
-        functions = {tool["function"]["name"]: tool["function"] for tool in request.tools}
-        rules = []
-        for i, name in enumerate(request.must_call):
-            schema = {"type": "object"} | (functions[name].get("parameters") or {}) | {"x-guidance": JSON_FORM}
-            head = json.dumps(f'{CALL}\n{{"name": {json.dumps(name)}, "arguments": ')
-            rules += [f'c{i}: {head} a{i} "}}\\n{CALLED}"', f"a{i}: %json {json.dumps(schema)}"]
-        calls = f'call ("\\n" call){{0,{CALLS - 1}}}' if request.parallel_tool_calls else "call"
         thinks = self._thinks(request, prompt)
-        rules += [f'think[suffix="{THOUGHT}"]: /(.|\\n)*/'] if thinks else []
-        start = f"start: {'think' * thinks} {'BREAK' * thinks} {calls}"
-        rules += ['BREAK: "\\n\\n"'] if thinks else []
-        either = " | ".join(f"c{i}" for i in range(len(request.must_call)))
-        return Structure("tools", "\n".join([start, f"call: {either}", *rules]))
+        if self._dialect is None or (thinks and self._dialect.lead):
+            raise BadRequest(
+                "This model cannot be made to call a tool: its chat template shows no way to write calls that is known "
+                f"here ({KNOWN}). Leave tool_choice out.",
+                param="tool_choice",
+            )
+        functions = {tool["function"]["name"]: tool["function"] for tool in request.tools}
+        rules = self._dialect.rules([functions[name] for name in request.must_call], request.parallel_tool_calls)
+        if thinks:
+            start = ["start: think BREAK calls", f'think[suffix="{THOUGHT}"]: /(.|\\n)*/', 'BREAK: "\\n\\n"']
+        else:
+            start = ["start: calls"]
+        return Structure("tools", "\n".join(start + rules))
 
     def _thinks(self, request: ChatRequest, prompt: str) -> bool:
         """Whether the prompt ends within a thought."""
@@ -119,14 +109,15 @@ class Replies:
 class Reply:
     """One answer's text as parts."""
 
-    def __init__(self, spec: Map, prefix: str, request: ChatRequest) -> None:
+    def __init__(self, spec: Map, prefix: str, request: ChatRequest, dialect: Dialect | None) -> None:
         """`prefix` is what of the prompt belongs to the answer, and may have more before it."""
         self.calls = 0
         self.stopped = False  # the only call that may be is complete
         self._names = {tool["function"]["name"] for tool in request.tools}
         self._request_id = request.request_id
         self._parallel = request.parallel_tool_calls
-        self._raw = spec["fields"].get("tool_calls") is HERMES
+        self._raw = dialect is not None and dialect.json
+        self._opening, self._closing = (dialect.opening, dialect.closing) if dialect and dialect.json else ("", "")
         self._parser: ResponseParser | None = ResponseParser(spec, prefix, tools=[dict(tool) for tool in request.tools])
         self._parts: list[Part] = []
         self._blank = ""  # held back: it is none of the text if a call follows
@@ -142,7 +133,7 @@ class Reply:
             self._parts = []
             self._say("text", text)
             return self._parts
-        return self._take(lambda parser: parser.feed(text), text, CALLED)
+        return self._take(lambda parser: parser.feed(text), text, self._closing)
 
     def finish(self) -> list[Part]:
         """What was held back, when no text will follow."""
@@ -198,17 +189,24 @@ class Reply:
 
     def _stream(self) -> None:
         """The arguments as they come, once it is certain whose they are."""
-        call = self._call
-        if not call.name:
-            head = HEAD.match(call.body)
-            if head is None or head[1] not in self._names:
+        while not self.stopped:
+            call = self._call
+            if not call.name:
+                head = (NEXT if call.more else HEAD).match(call.body)
+                if head is None or head[1] not in self._names:
+                    return
+                call.name, call.at = head[1], head.end()
+                self._open(call.name)
+            if text := call.arguments():
+                self._delta({"function": {"arguments": text}})
+            if self._closing or not call.complete:
                 return
-            call.name, call.at = head[1], head.end()
-            self._open(call.name)
-        if text := call.arguments():
-            self._delta({"function": {"arguments": text}})
+            self._call = _Call(call.body[call.at :])  # no mark ends a call, and another one may follow
+            self.stopped = not self._parallel
 
     def _close(self, value: Any, closing: str) -> None:
+        if self._call.more and "{" not in self._call.body:
+            return  # the end of the last one
         if self._raw and not self._call.name:
             try:
                 value = {"function": json.loads(self._call.body)}
@@ -218,9 +216,10 @@ class Reply:
             function = value.get("function") if isinstance(value, Mapping) else None
             name = function.get("name") if isinstance(function, Mapping) else None
             if not isinstance(function, Mapping) or not isinstance(name, str) or name not in self._names:
-                self._say("text", f"{CALL}{self._call.body}{closing}" if self._raw else self._call.body)
+                opening = "" if self._call.more else self._opening
+                self._say("text", f"{opening}{self._call.body}{closing}" if self._raw else self._call.body)
                 return
-            arguments = function.get("arguments", {})
+            arguments = function.get("arguments", function.get("parameters", {}))
             self._open(name)
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
             self._delta({"function": {"arguments": text}})
@@ -240,12 +239,14 @@ class Reply:
 class _Call:
     """What stands between a call's markers, so far."""
 
-    def __init__(self) -> None:
-        self.body = ""
+    def __init__(self, rest: str | None = None) -> None:
+        """`rest` is what came behind another one."""
+        self.body = rest or ""
+        self.more = rest is not None
         self.name = ""
         self.at = 0  # where in the body the next piece of the arguments begins
         self._depth = 0
-        self._quoted = self._escaped = self._complete = False
+        self._quoted = self._escaped = self.complete = False
 
     def add(self, text: str) -> None:
         self.body += text
@@ -253,7 +254,7 @@ class _Call:
     def arguments(self) -> str:
         """What has come of the arguments' object, up to its end."""
         begin = self.at
-        while self.at < len(self.body) and not self._complete:
+        while self.at < len(self.body) and not self.complete:
             char = self.body[self.at]
             self.at += 1
             if self._quoted:
@@ -262,7 +263,7 @@ class _Call:
             else:
                 self._quoted = char == '"'
                 self._depth += (char in "{[") - (char in "}]")
-                self._complete = self._depth == 0
+                self.complete = self._depth == 0
         return self.body[begin : self.at]
 
 
@@ -279,16 +280,20 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> Map | None:
     return dict(spec) | {"fields": {name: field | {"optional": True} for name, field in spec["fields"].items()}}
 
 
-def _usual(template: str, render: Callable[[], str]) -> Map:
+def _reads(own: Map, dialect: Dialect) -> bool:
+    """Whether a response template finds the calls that a dialect's grammar allows."""
+    try:
+        (call,) = parse_response(dialect.sample(), own, prefix="")["tool_calls"]
+        return bool(call["function"]["name"] == "a")
+    except WRONG:
+        return False
+
+
+def _usual(template: str, dialect: Dialect | None) -> Map:
     """The markers that most open models write, as far as a chat template knows them."""
     fields: Map = {"content": TEXT}
     if THOUGHT in template:
         fields["reasoning_content"] = REASONING
-    if CALL in template:
-        try:
-            written = render()
-        except BadRequest:
-            written = ""
-        if CALL in written:
-            fields["tool_calls"] = QWEN_XML if "<function=" in written else HERMES
+    if dialect is not None:
+        fields["tool_calls"] = dialect.field
     return {"start_anchor_pattern": r"\A", "fields": fields}

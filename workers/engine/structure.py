@@ -11,6 +11,7 @@ Nothing that is asked for may harm the worker: a new grammar is first tried out 
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, _lib
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from broker.errors import BadRequest
 from broker.messages import Structure
 from workers.engine import grammar_trial
+from workers.engine.hub import first_line
 
 logger = logging.getLogger("fleetchat.engine")
 
@@ -39,6 +42,8 @@ LIMITS: dict[str, Any] = {  # of one grammar: mostly under 10 ms a step, and som
     "max_lexer_states": 50_000,
     "verbose_errors": False,
 }
+GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+GBNF_WORK = 1 << 22  # rules times characters: its translation can take as many steps, and no trial guards it
 TRIALS = 2  # at once
 TRIAL_SECONDS = 30  # its limit of processor time ends it much earlier, unless the machine is overloaded
 JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -209,8 +214,25 @@ def _grammar(structure: Structure) -> str:
         written = " | ".join(json.dumps(_text(choice), ensure_ascii=False) for choice in choices)
         made = {"lark_grammar": f"start: CHOICE\nCHOICE: {written}"}
     else:
-        made = {"lark_grammar": _text(value)}
+        made = {"lark_grammar": _lark(_text(value))}
     return json.dumps({"grammars": [made]})
+
+
+def _lark(grammar: str) -> str:
+    """A grammar in Lark's syntax, which may be in llama.cpp's GBNF, as vLLM's and SGLang's users mostly send it.
+
+    Rules without rules in them become terminals, which take as much of the text as they can: so a text that llama.cpp
+    would read in another way may be impossible, but none that it refuses becomes possible.
+    """
+    rules = len(GBNF_RULE.findall(grammar))
+    if not rules:
+        return grammar
+    if rules * len(grammar) > GBNF_WORK:
+        raise _Unusable("it is too long for GBNF; make it shorter, or write it in Lark's syntax")
+    try:
+        return gbnf_to_lark(grammar)
+    except Exception as error:  # the translator raises bare ones, too
+        raise _Unusable(f"it is no GBNF ({first_line(error)})") from error
 
 
 def _json(text: str) -> Any:

@@ -9,14 +9,13 @@ Knows no Redis, no jobs and no web.
 import asyncio
 import gc
 import logging
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from broker import sources
 from broker.errors import (
@@ -32,7 +31,7 @@ from broker.messages import ChatRequest, ModelCard, Sampling, TokenRequest
 from broker.sources import ModelSource
 from workers.engine import EngineOptions, Piece, Progress, TokenLogprob, parallel
 from workers.engine.adapters import Adapters, base_of
-from workers.engine.batching import NOT_FINITE, PRIVATE, Batcher, Step, Stream
+from workers.engine.batching import PRIVATE, SPOILT, Batcher, Step, Stream
 from workers.engine.inputs import TOKEN_BITS
 from workers.engine.model import Loaded, load
 from workers.engine.parallel import Followers
@@ -41,14 +40,13 @@ from workers.engine.replies import Part, Replies, Reply
 from workers.engine.sampling import Logprob, Row
 from workers.engine.structure import Grammars, Matcher
 from workers.engine.text import Transcript, Vocabulary
+from workers.engine.thread import Thread
 from workers.engine.tokens import LARGE_PROMPT, Tokens
 
 logger = logging.getLogger("fleetchat.engine")
 
 CLOSE_SECONDS = 2.0
 ABILITIES = ("continue", "logprobs", "prompt_logprobs", "structure", "tools")
-
-T = TypeVar("T")
 
 
 async def open_engine(options: EngineOptions, progress: Progress) -> "TorchEngine":
@@ -58,27 +56,17 @@ async def open_engine(options: EngineOptions, progress: Progress) -> "TorchEngin
         ModelUnusable: with one sentence that says what is wrong with the model or what is missing here.
     """
     loop = asyncio.get_running_loop()
-    given_up = threading.Event()
-
-    def tell(percent: int) -> None:
-        if given_up.is_set():  # transformers drops the tensors that it has not read yet, so that the process can end
-            raise asyncio.CancelledError
-        progress(percent)
-
     base, adapters = _divide(options.models)
     followers = parallel.start(options, base, adapters) if options.parallel > 1 else None
 
-    def work() -> TorchEngine:
+    def work(tell: Progress) -> TorchEngine:
         rank = None if followers is None else followers.rank
         loaded = load(base, options.device, options.dtype, options.quantization, tell, rank)
         return TorchEngine(loaded, base, adapters, options, loop, followers)
 
-    try:
-        loading = asyncio.ensure_future(_in_daemon(work))
+    with Thread() as thread:
+        loading = asyncio.ensure_future(thread.load(work, progress))
         return await (loading if followers is None else followers.watch(loading))
-    except asyncio.CancelledError:
-        given_up.set()
-        raise
 
 
 class TorchEngine:
@@ -222,11 +210,11 @@ class TorchEngine:
 
     async def close(self) -> None:
         """Stop the thread and free the memory; answers under way end with EngineFailed."""
-        await _in_daemon(lambda: self._batcher.shut(CLOSE_SECONDS))
-        if self._followers is not None:
-            await _in_daemon(self._followers.close)
-        self._batcher.batch_processor = None
-        self._batcher.model = None  # type: ignore[assignment]
+        with Thread() as thread:
+            await thread.do(lambda: self._batcher.shut(CLOSE_SECONDS))
+            if self._followers is not None:
+                await thread.do(self._followers.close)
+        self._batcher.release()
         gc.collect()
 
     def _leave(self, stream: Stream) -> None:
@@ -275,7 +263,7 @@ class TorchEngine:
                 answer.take(step.token, None if step.logprob is None else self._spell(step.token, step.logprob))
             if step.error is not None:
                 logger.error("request ended by the engine: %s", step.error)
-                answer.end(EngineFailed() if step.error == NOT_FINITE else StepFailed())
+                answer.end(EngineFailed() if step.error == SPOILT else StepFailed())
 
     def _spell(self, token: int, logprob: Logprob) -> TokenLogprob:
         own, others = logprob
@@ -442,31 +430,3 @@ def _pieces(parts: Sequence[Part]) -> list[Piece]:
         calls = [call for part in some for call in part.calls]
         pieces.append(Piece("".join(part.text for part in some), kind=kind, data=calls or None))
     return pieces
-
-
-async def _in_daemon(work: Callable[[], T]) -> T:
-    """The result of blocking work, done in a thread that does not keep the process alive."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as raised:
-            error = raised
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            logger.debug("the event loop was closed while a thread worked for it")
-
-    threading.Thread(target=run, name="engine-work", daemon=True).start()
-    return await future

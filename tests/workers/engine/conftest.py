@@ -1,5 +1,6 @@
 """One tiny model for all tests, and engines on it that are closed again."""
 
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from broker.messages import ChatRequest, Message, Sampling
 from broker.sources import ModelSource
@@ -34,6 +36,20 @@ def options(folder: Path, **more: Any) -> EngineOptions:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny model."""
     return build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def bert(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bare BERT, small, and the tokenizer of the tiny model, which has a token for each byte."""
+    made = tmp_path_factory.mktemp("bert")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(BertConfig(vocab_size=512, max_position_embeddings=64, **sizes), add_pooling_layer=False)
+    model.save_pretrained(made)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, made)
+    return made
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -9,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertModel, Qwen3Config, Qwen3ForCausalLM
 
 from broker.errors import BadRequest, ModelUnusable, PromptTooLong, StepFailed
 from broker.messages import ChatRequest, EmbedRequest, Message
 from broker.sources import ModelSource
-from tests.tiny_model import build
 from workers.engine import EngineOptions, encoder, open_engine
 from workers.engine.encoder import EncoderEngine, Input, Recipe
 
@@ -23,32 +23,12 @@ POOLING = {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.
 Write = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT with the tokenizer of the tiny model, which has a token for each byte."""
-    folder = build(tmp_path_factory.mktemp("tokenizer"))
-    made = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=512,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(made)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (made / name).write_bytes((folder / name).read_bytes())
-    return made
-
-
 @pytest.fixture
-def write(base: Path, tmp_path: Path) -> Write:
+def write(bert: Path, tmp_path: Path) -> Write:
     """The same with sentence-transformers' files."""
 
     def made(pooling: object = None, modules: Sequence[object] = (TRANSFORMER, POOLING), **more: object) -> Path:
-        for file in base.iterdir():
+        for file in bert.iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
         (tmp_path / "modules.json").write_text(json.dumps(modules))
         (tmp_path / "sentence_bert_config.json").write_text(json.dumps(more))
@@ -95,11 +75,46 @@ async def test_the_first_token_stands_for_all_where_the_folder_says_so(write, mo
     await engine.close()
 
 
-async def test_a_vector_does_not_depend_on_what_is_computed_beside_it(engine, base):
+@pytest.mark.parametrize(
+    ("mode", "pooled"),
+    [
+        ("pooling_mode_max_tokens", lambda found: found.max(0)),
+        ("pooling_mode_mean_sqrt_len_tokens", lambda found: found.sum(0) / len(found) ** 0.5),
+        ("pooling_mode_weightedmean_tokens", lambda found: np.average(found, 0, range(1, len(found) + 1))),
+        ("pooling_mode_lasttoken", lambda found: found[-1]),
+    ],
+)
+async def test_every_pooling_is_as_it_is_defined(write, mode, pooled):
+    folder = write({mode: True})
+    engine = await start(folder)
+    expected = pooled(states(folder, (5, 6, 7)))
+    (found, _) = await vectors(engine, (5, 6, 7), (9,) * 6)
+    assert np.abs(found - expected / np.linalg.norm(expected)).max() < 1e-5
+    await engine.close()
+
+
+async def test_a_decoder_gives_its_last_token_beside_any_other_input(write):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Qwen3Config(vocab_size=512, num_key_value_heads=1, head_dim=8, **sizes)  # type: ignore[arg-type]
+    made = write({"pooling_mode_lasttoken": True, "include_prompt": True})
+    (made / "model.safetensors").unlink()
+    decoder = Qwen3ForCausalLM(config).train(False)
+    decoder.save_pretrained(made)
+    inputs = [tuple(range(5, 5 + n)) for n in (3, 9, 1)]
+    engine = await start(made)
+    found = await vectors(engine, *inputs)
+    await engine.close()
+    padded = torch.tensor([[*[0] * (9 - len(one)), *one] for one in inputs])  # as Qwen3-Embedding's own example does
+    with torch.no_grad():
+        expected = decoder.model(padded, attention_mask=(padded > 0).long()).last_hidden_state[:, -1]
+    assert np.abs(found - torch.nn.functional.normalize(expected, dim=1).numpy()).max() < 1e-5
+
+
+async def test_a_vector_does_not_depend_on_what_is_computed_beside_it(engine, bert):
     inputs = [tuple(range(1, 2 + n)) for n in (20, 1, 30, 7)]
     found = await vectors(engine, *inputs)
     for ids, vector in zip(inputs, found, strict=True):
-        mean = states(base, ids).mean(0)
+        mean = states(bert, ids).mean(0)
         assert np.abs(vector - mean / np.linalg.norm(mean)).max() < 1e-5
 
 
@@ -155,14 +170,17 @@ def test_batches_hold_inputs_of_similar_length():
     assert [[len(one.ids) for one in batch] for batch in encoder.batches(inputs, 20)] == [[1, 2], [8, 9], [200]]
 
 
-def test_without_sentence_transformers_files_it_is_the_mean(base):
-    assert encoder.read_recipe(base) == Recipe("mean", None, False)
+def test_without_sentence_transformers_files_it_is_the_mean(bert):
+    assert encoder.read_recipe(bert) == Recipe("mean", None, False)
 
 
-async def test_the_role_decides_where_the_folder_does_not(base):
+async def test_the_role_decides_where_the_files_do_not(bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "named")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelUnusable, match="FLEETCHAT_ROLE=embed"):
-        await open_engine(EngineOptions((ModelSource("e", str(base)),)), lambda percent: None)
-    engine = await start(base, role="embed")
+        await start(folder)
+    engine = await start(folder, role="embed")
     assert engine.cards[0].context == 64
     await engine.close()
     with pytest.raises(ModelUnusable, match="cannot give embeddings"):
@@ -172,7 +190,7 @@ async def test_the_role_decides_where_the_folder_does_not(base):
 @pytest.mark.parametrize(
     ("pooling", "modules", "what"),
     [
-        ({"pooling_mode_max_tokens": True}, (TRANSFORMER, POOLING), "pooling_mode_max_tokens"),
+        ({"pooling_mode_first_verb": True}, (TRANSFORMER, POOLING), "pooling_mode_first_verb"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, (TRANSFORMER, POOLING), "mean and cls"),
         ({}, (TRANSFORMER, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}), "Dense"),
         ({}, ("nonsense",), "cannot be read"),
@@ -188,6 +206,6 @@ async def test_what_a_folder_wants_and_is_not_known_is_named(write, pooling, mod
             await start(folder)
 
 
-async def test_neither_adapters_nor_quantisation(base):
+async def test_neither_adapters_nor_quantisation(bert):
     with pytest.raises(ModelUnusable, match="no adapters"):
-        await start(base, role="embed", quantization="int8")
+        await start(bert, role="embed", quantization="int8")

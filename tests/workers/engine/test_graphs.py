@@ -80,7 +80,7 @@ def again(monkeypatch: pytest.MonkeyPatch) -> Again:
 
 
 def shapes(engine: TorchEngine) -> set[tuple[int, int]]:
-    made = engine._batcher._graphs
+    made = engine._batcher._forward.graphs
     assert made is not None
     return set(made._graphs)
 
@@ -155,7 +155,7 @@ async def test_a_capture_that_fails_or_is_wrong_is_the_last_and_changes_no_answe
     engine = await opened(slots=8)
     assert await many(engine) == plain
     assert len(made) == at
-    assert engine._batcher._graphs is None
+    assert engine._batcher._forward.graphs is None
     warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warned) == 1
     assert reason in warned[0]
@@ -183,4 +183,4 @@ async def test_steps_with_an_adapter_do_without(again: Again, adapted: TorchEngi
 
 async def test_without_a_gpu_there_are_none(engine: TorchEngine) -> None:
     assert capture_on(torch.device("cpu")) is None
-    assert engine._batcher._graphs is None
+    assert engine._batcher._forward.graphs is None

@@ -14,6 +14,7 @@ import pytest
 
 from broker.errors import ModelUnusable
 from broker.sources import ModelSource
+from workers.engine import EngineOptions, open_engine
 from workers.engine.hub import download
 from workers.engine.model import load
 
@@ -42,10 +43,11 @@ class Handler(BaseHTTPRequestHandler):
         if path in ("/api/models/some/model/revision/main", "/api/models/some/model/revision/v1"):
             self.answer(json.dumps({"id": "some/model", "sha": COMMIT}).encode())
         elif path == f"/api/models/some/model/tree/{COMMIT}":
-            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in self.files()]
-            self.answer(json.dumps(files).encode())
+            files = {str(f.relative_to(self.hub.folder)): f.stat().st_size for f in self.hub.folder.rglob("*.*")}
+            found = [{"type": "file", "path": path, "size": size, "oid": "0"} for path, size in files.items()]
+            self.answer(json.dumps(found).encode())
         elif path.startswith(f"/some/model/resolve/{COMMIT}/"):
-            name = path.rpartition("/")[2]
+            name = path.removeprefix(f"/some/model/resolve/{COMMIT}/")
             data = (self.hub.folder / name).read_bytes()
             if self.command == "GET":
                 self.hub.fetched.append(name)
@@ -56,9 +58,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()
-
-    def files(self) -> list[Path]:
-        return sorted(self.hub.folder.iterdir())
 
     def answer(self, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(200)
@@ -121,6 +120,31 @@ def test_a_model_from_the_hub_loads_and_tells_how_far_it_is(hub: Hub) -> None:
     again: list[int] = []
     load(source, "cpu", "auto", "none", again.append)
     assert len([percent for percent in again if percent < 50]) > 5  # reading takes the whole scale
+
+
+@pytest.mark.parametrize("said", [False, True])
+async def test_a_models_files_from_the_hub_say_whether_it_is_for_vectors(hub: Hub, bert: Path, said: bool) -> None:
+    async def serve() -> str:
+        percents: list[int] = []
+        options = EngineOptions((ModelSource("m", "some/model"),), device="cpu", cache_mb=1)
+        engine = await open_engine(options, percents.append)
+        await engine.close()
+        assert percents == sorted(percents)
+        assert percents[-1] == 100
+        return engine.cards[0].kind
+
+    if said:
+        (hub.folder / "modules.json").write_text(
+            '[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]'
+        )
+        (hub.folder / "1_Pooling").mkdir()
+        (hub.folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    else:
+        assert await serve() == "chat"
+        shutil.rmtree(hub.folder.parent / "cache")
+        shutil.copytree(bert, hub.folder, dirs_exist_ok=True)
+    assert await serve() == "embedding"
+    assert ("1_Pooling/config.json" in hub.fetched) == said
 
 
 def test_without_a_network_an_earlier_download_serves(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from broker.errors import ModelUnusable
 from broker.sources import ModelSource
 from tests.tiny_model import CHAT_TEMPLATE, CONTEXT, END
-from workers.engine.model import Loaded, load, pick_device
+from workers.engine.model import Loaded, is_encoder, load, pick_device
 
 WEIGHTS = "model.safetensors"
 
@@ -32,6 +32,27 @@ def test_a_model_loads(folder: Path) -> None:
     assert percents == sorted(percents)
     assert (percents[0], percents[-1]) == (0, 100)
     assert len(percents) > 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "encodes"),
+    [
+        ("bert", ["BertModel"], True),
+        ("xlm-roberta", ["XLMRobertaForMaskedLM"], True),
+        ("qwen3", ["Qwen3Model"], True),
+        ("qwen3", ["Qwen3ForCausalLM"], False),
+        ("gpt2", ["GPT2LMHeadModel"], False),
+        ("bert", ["BertForSequenceClassification"], False),
+        ("clip", ["CLIPModel"], False),
+        ("qwen3", None, False),
+        (["bert"], ["BertModel"], False),
+    ],
+)
+def test_a_model_without_a_head_is_for_vectors(tmp_path: Path, kind: Any, named: Any, encodes: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": named}))
+    assert is_encoder(tmp_path) == encodes
+    (tmp_path / "modules.json").touch()
+    assert is_encoder(tmp_path)
 
 
 def test_every_end_token_is_known(folder: Path, tmp_path: Path) -> None:

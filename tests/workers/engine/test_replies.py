@@ -9,11 +9,12 @@ from transformers import AutoTokenizer
 
 from broker.errors import BadRequest
 from broker.messages import ChatRequest, Frame, Message, Sampling
-from tests.tiny_model import build, tokenizer
+from tests.tiny_model import END, build, tokenizer
 from tests.workers.engine.conftest import Open
 from webapp.openai_answers import Progress, _join_calls
 from workers.engine.prompt import Prompter
 from workers.engine.replies import Part, Replies
+from workers.engine.structure import Grammars
 from workers.engine.torch_engine import TorchEngine
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -129,9 +130,137 @@ def test_a_models_own_response_template_comes_first() -> None:
 
 
 def test_calls_in_xml() -> None:
-    template = HERMES.replace('{"name": ...}', "<function=a>")
     text = "<tool_call>\n<function=weather>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
-    assert parts(list(text), asked(**TOOLS), template=template) == ({}, [("weather", '{"x": "1"}')])
+    assert parts(list(text), asked(**TOOLS), template=XML) == ({}, [("weather", '{"x": "1"}')])
+
+
+LLAMA = """{% if tools %}Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.
+{{ tools | tojson }}{% endif %}{{ messages[0].content }}"""
+MISTRAL = "{% if tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}{{ messages[0].content }}{# [TOOL_CALLS] #}"
+NAMED = MISTRAL + "{# [ARGS] #}"
+XML = HERMES.replace('{"name": ...}', "<function=a>")
+LISTED = f'[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "weather", "arguments": {{}}, "id": "a"}}]'
+SPOKEN = f'{{"name": "weather", "parameters": {ARGUMENTS}}}'
+BOTH = [("weather", ARGUMENTS), ("weather", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "said", "calls"),
+    [
+        (LLAMA, SPOKEN, {}, BOTH[:1]),
+        (LLAMA, f'{SPOKEN}; {{"name": "weather", "parameters": {{}}}}', {}, BOTH),
+        (LLAMA, f'{{"type": "function", {SPOKEN[1:]}', {}, [("weather", json.dumps(json.loads(ARGUMENTS)))]),
+        (LLAMA, SPOKEN.replace("weather", "other"), {"text": SPOKEN.replace("weather", "other")}, []),
+        (LLAMA, f"Hi {SPOKEN}", {"text": f"Hi {SPOKEN}"}, []),
+        (LLAMA, '{"name": 5', {"text": '{"name": 5'}, []),
+        (LLAMA, '{"names": 5}', {"text": '{"names": 5}'}, []),
+        (MISTRAL, f"So.[TOOL_CALLS] {LISTED}", {"text": "So."}, BOTH),
+        (MISTRAL, f"[TOOL_CALLS]{LISTED[:-9]}", {}, BOTH),
+        (
+            MISTRAL,
+            f"[TOOL_CALLS]{LISTED}".replace('"arguments": {}', '"no": 1'),
+            {"text": '}, {"name": "weather", "no": 1, "id": "a"}]'},
+            BOTH[:1],
+        ),
+        (MISTRAL, "[TOOL_CALLS][no]", {"text": "[TOOL_CALLS][no]"}, []),
+        (MISTRAL, LISTED, {"text": LISTED}, []),
+        (
+            NAMED,
+            '[TOOL_CALLS]weather[ARGS]{"x": 1}[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{}',
+            {},
+            [("weather", '{"x": 1}'), BOTH[1]],
+        ),
+    ],
+)
+def test_calls_in_other_models_ways(template, text, said, calls) -> None:
+    for i in range(0, len(text) + 1, 2):
+        assert parts([text[:i], text[i:]], asked(**TOOLS), template=template) == (said, calls), i
+    assert parts(list(text), asked(**TOOLS), template=template) == (said, calls)
+    one = parts(list(text), asked(**TOOLS, parallel_tool_calls=False), template=template)
+    assert one[1] == calls[:1]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("template", [LLAMA, MISTRAL, XML])
+async def test_an_answer_calls_in_the_models_own_way(opened: Open, tmp_path: Path, template: str) -> None:
+    found = AutoTokenizer.from_pretrained(build(tmp_path))
+    found.chat_template = template
+    found.save_pretrained(tmp_path)
+    engine = await opened(tmp_path)
+    for seed in range(4):
+        sampling = Sampling(1.0, seed=seed, max_tokens=400)
+        request = asked(
+            tools=(WEATHER, FORECAST), must_call=("forecast",), sampling=sampling, parallel_tool_calls=False
+        )
+        async with engine.generate(request) as answer:
+            pieces = [piece async for piece in answer]
+        assert pieces[-1].finish == "tool_calls"
+        assert {piece.text for piece in pieces} == {""}
+        (call,) = _join_calls(delta for piece in pieces for delta in piece.data or ())
+        arguments = json.loads(call["function"]["arguments"])
+        assert arguments["sky"] in ('a } " {', "b")
+        assert set(arguments["days"]) <= {1, 2}
+
+
+def test_a_forced_call_in_xml_has_texts_as_they_are_and_all_else_as_json() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "said": {"type": "string"},
+            "to": {"enum": ["Zoë", "Bo"]},
+            "often": {"type": "integer"},
+            "at": {"$ref": "#/$defs/at"} | {"type": "array"},
+        },
+        "required": ["said", "to"],
+        "$defs": {"at": {"items": {"type": "boolean"}}},
+    }
+    tool = {"type": "function", "function": {"name": "tell", "parameters": schema}}
+    replies, prompter = made(XML)
+    request = asked(tools=(tool,), must_call=("tell",))
+    form = replies.structure(request, prompter.write(request)[1])
+    grammars = Grammars(tokenizer(), 512, frozenset({END}))
+
+    def call(**values: str) -> str:
+        inner = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in values.items())
+        return f"<tool_call>\n<function=tell>\n{inner}</function>\n</tool_call>"
+
+    whole = {"said": 'a "b"\n<c>', "to": "Zoë"}
+    for values, fits in (
+        (whole, True),
+        (whole | {"often": "3", "at": "[true]"}, True),
+        (whole | {"to": "Al"}, False),
+        (whole | {"often": "x"}, False),
+        (whole | {"at": "[1]"}, False),
+        ({"said": "x"}, False),
+    ):
+        ids = prompter.encode_text(call(**values))
+        if not fits:
+            with pytest.raises(BadRequest, match="does not fit"):
+                grammars.compile(form, ids)
+            continue
+        assert grammars.compile(form, ids).parser.is_accepting()
+        ((_, arguments),) = parts([call(**values)], request, template=XML)[1]
+        assert json.loads(arguments) == {k: v if k in whole else json.loads(v) for k, v in values.items()}
+
+
+def test_a_model_with_a_response_template_is_made_to_call_in_a_way_that_it_reads() -> None:
+    request = asked(**TOOLS, must_call=("weather",))
+    reads = {
+        "open": "<tool_call>",
+        "close": "</tool_call>",
+        "repeats": True,
+        "content": "json",
+        "transform": {"function": "{content}"},
+    }
+    own = OWN | {"fields": OWN["fields"] | {"tool_calls": reads}}
+    replies, prompter = made(own=own)
+    assert "<tool_call>" in replies.structure(request, prompter.write(request)[1]).value
+    assert parts(list(ONE), request, own=own)[1][0][0] == "weather"
+    for wrong, said in (({"own": OWN}, "no way to write calls"), ({"template": NAMED}, "control tokens")):
+        replies, prompter = made(**wrong)
+        with pytest.raises(BadRequest, match=said) as refused:
+            replies.structure(request, prompter.write(request)[1])
+        assert refused.value.param == "tool_choice"
 
 
 def test_a_model_that_knows_no_markers_is_left_alone() -> None:

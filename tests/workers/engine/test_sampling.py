@@ -22,8 +22,9 @@ from transformers import (
 
 from broker.messages import Sampling, Structure
 from tests.tiny_model import END, tokenizer
-from workers.engine import sampling as module
-from workers.engine.sampling import Row, Sampler, log_uniform, prompt_logprobs
+from workers.engine import draws as module
+from workers.engine.noise import log_uniform
+from workers.engine.sampling import Row, Sampler, prompt_logprobs
 from workers.engine.structure import Grammars
 
 VOCAB = 24
@@ -318,7 +319,7 @@ def test_weights_and_their_sums_have_the_same_bits_in_any_batch() -> None:
 
     def sums(some: Tensor) -> Any:
         group = module.Group.of([row(sampling)] * len(some), some.device)
-        return module._sums(module._weights(some, group).view(len(some), -1, module.BLOCK))
+        return module.sums_of(module.blocks_of(module.weigh(some, group)))
 
     together = sums(logits)
     for n in (1, 2):
@@ -381,7 +382,7 @@ def test_the_greatest_are_found_in_any_width() -> None:
     for vocab in (7, 640, 1_311, 1_312, 8_192, 50_257):
         values = some_logits(3, vocab, seed=vocab)
         for n in (1, 5, 41, 700):
-            found, ids = module._top(values, min(n, vocab))
+            found, ids = module.top(values, min(n, vocab))
             expected = values.topk(min(n, vocab))
             assert found.equal(expected.values)
             assert ids.equal(expected.indices)

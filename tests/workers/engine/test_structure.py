@@ -169,6 +169,37 @@ def test_a_choice_is_one_of_its_strings(grammars: Grammars) -> None:
     assert len(found) > 6
 
 
+GBNF = r"""
+root ::= "SELECT " column (", " column){0,2} " FROM " table-name where?  # as vLLM's page has one
+column ::= "\"a\"" | [x-z]+ | "ü"
+table-name ::= [^a-z \n]{2,3}
+where ::=
+  " WHERE " column " = " (number | "(" number ")")
+number ::= [0-9]+
+"""
+SQL = r'SELECT ("a"|[x-z]+|ü)(, ("a"|[x-z]+|ü)){0,2} FROM [^a-z \n]{2,3}( WHERE ("a"|[x-z]+|ü) = ([0-9]+|\([0-9]+\)))?'
+
+
+def test_a_grammar_in_gbnf_is_kept_to(grammars: Grammars) -> None:
+    made = tokenizer()
+    found = {
+        made.decode(ids)
+        for ids in answers(grammars, made, [grammars.compile(Structure("grammar", GBNF)) for _ in range(6)])
+    }
+    assert all(re.fullmatch(SQL, text) for text in found), found
+    for text, fits in (
+        ('SELECT "a", zz FROM QÜ WHERE ü = (12)', True),
+        ("SELECT b", False),
+        ("SELECT x FROM a", False),
+    ):
+        ids = made.encode(text, add_special_tokens=False)
+        if fits:
+            assert grammars.compile(Structure("grammar", GBNF), ids).parser.is_accepting()
+        else:
+            with pytest.raises(BadRequest, match="does not fit"):
+                grammars.compile(Structure("grammar", GBNF), ids)
+
+
 def test_a_grammar_is_kept_to(grammars: Grammars) -> None:
     made = tokenizer()
     lark = 'start: sum\nsum: NUMBER (("+" | "-") NUMBER)*\nNUMBER: /[1-9][0-9]{0,3}/'
@@ -192,6 +223,10 @@ def test_a_grammar_is_kept_to(grammars: Grammars) -> None:
         ("grammar", "start: gone", "unknown name"),
         ("grammar", "start: <|im_start|>", "unknown special token"),
         ("grammar", '{"grammars": []}', "cannot be used"),
+        ("grammar", 'root ::= "a', "no GBNF"),
+        ("grammar", 'a ::= "a"', "No 'root' rule"),
+        ("grammar", "root ::= " + "(" * 9000, "no GBNF"),
+        ("grammar", "root ::= a\n" + "\n".join(f'a{i} ::= "b"' for i in range(1000)), "too long for GBNF"),
         ("xml", "<a/>", "no structure 'xml'"),
     ],
 )
