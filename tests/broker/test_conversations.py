@@ -1,4 +1,3 @@
-
 import pytest
 
 from broker import conversations, queues, streams

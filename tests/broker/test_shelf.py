@@ -22,7 +22,19 @@ async def listed(broker, owner="anna", **more):
 
 
 async def all_keys(broker, *but):
-    prefixes = ("models", "serving", "workers", "worker:", "counts", "turns", "pace", "swept", "since", "retained", *but)
+    prefixes = (
+        "models",
+        "serving",
+        "workers",
+        "worker:",
+        "counts",
+        "turns",
+        "pace",
+        "swept",
+        "since",
+        "retained",
+        *but,
+    )
     return sorted(k for key in await broker.redis.keys("*") if not (k := key.decode()).startswith(prefixes))
 
 
