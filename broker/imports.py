@@ -6,16 +6,15 @@ battle gives two. Nothing is guessed: what is of a wrong shape is a BadRequest t
 """
 
 import json
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from broker.conversations import title_of
 from broker.errors import BadRequest
+from broker.fields import a_list, a_text, a_time, an_object, clean, is_number, now, wrong
 
-BYTES = 64 * 1024 * 1024  # of a file
+BYTES = 32 * 1024 * 1024  # of a file
 MOST = 10_000  # conversations in it
 MOST_MESSAGES = 5_000  # of one conversation
 ROLES = ("user", "assistant")
@@ -53,7 +52,7 @@ def parse(raw: bytes) -> list[Imported]:
     found: dict[object, Imported] = {}
     for where, record in _records(text):
         if not isinstance(record, dict):
-            raise _wrong(where, "an object is expected")
+            raise wrong(where, "an object is expected")
         for one in _conversations(record, where):
             if one.messages:
                 found[one.key or object()] = one
@@ -78,12 +77,12 @@ def _records(text: str) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 try:
                     yield f"line {number}", json.loads(line)
-                except (ValueError, RecursionError) as wrong:
-                    raise BadRequest(f"line {number}: this is not JSON: {wrong}.") from None
+                except (ValueError, RecursionError) as mistake:
+                    raise BadRequest(f"line {number}: this is not JSON: {mistake}.") from None
         return
     name = ""
     if isinstance(whole, dict) and "conversations" in whole:
-        name, whole = "conversations", _list(whole, "conversations", "")
+        name, whole = "conversations", a_list(whole, "conversations", "")
     if isinstance(whole, list):
         yield from ((f"{name}[{i}]", record) for i, record in enumerate(whole))
     else:
@@ -102,26 +101,26 @@ def _conversations(record: dict[str, Any], where: str) -> Iterator[Imported]:
         if name in record:
             yield from read(record, where)
             return
-    raise _wrong(where, "this is no conversation of FleetChat's, ChatGPT's or FastChat's")
+    raise wrong(where, "this is no conversation of FleetChat's, ChatGPT's or FastChat's")
 
 
 def _ours(record: dict[str, Any], where: str) -> Iterator[Imported]:
     messages, here = {}, f"{where}.tree"
-    for i, raw in enumerate(_list(record, "tree", where)):
+    for i, raw in enumerate(a_list(record, "tree", where)):
         at = f"{here}[{i}]"
-        message = _object(raw, at)
-        messages[_text(message, "message_id", at)] = _message(
-            message, [_part(part, f"{at}.parts[{k}]") for k, part in enumerate(_list(message, "parts", at))], at
-        ) | {"parent": _text(message, "parent", at, "")}
-    yield _imported(record, messages, _text(record, "leaf", where, ""), where)
+        message = an_object(raw, at)
+        messages[a_text(message, "message_id", at)] = _message(
+            message, [_part(part, f"{at}.parts[{k}]") for k, part in enumerate(a_list(message, "parts", at))], at
+        ) | {"parent": a_text(message, "parent", at, "")}
+    yield _imported(record, messages, a_text(record, "leaf", where, ""), where)
 
 
 def _openai(record: dict[str, Any], where: str) -> Iterator[Imported]:
     messages: dict[str, dict[str, Any]] = {}
     system, parent = "", ""
-    for i, raw in enumerate(_list(record, "messages", where)):
+    for i, raw in enumerate(a_list(record, "messages", where)):
         at = f"{where}.messages[{i}]"
-        message = _object(raw, at)
+        message = an_object(raw, at)
         content = _content(message.get("content"), f"{at}.content")
         if message.get("role") in ("system", "developer"):
             system = content
@@ -135,13 +134,13 @@ def _openai(record: dict[str, Any], where: str) -> Iterator[Imported]:
 
 def _chatgpt(record: dict[str, Any], where: str) -> Iterator[Imported]:
     """A tree of nodes, of which many hold nothing that a person has said; their children go to the next one above."""
-    nodes = _object(record.get("mapping"), f"{where}.mapping")
+    nodes = an_object(record.get("mapping"), f"{where}.mapping")
     messages: dict[str, dict[str, Any]] = {}
     above: dict[str, str] = {}
     for name, raw in nodes.items():
         at = f"{where}.mapping[{name[:40]}]"
-        node = _object(raw, at)
-        above[name] = _text(node, "parent", at, "")
+        node = an_object(raw, at)
+        above[name] = a_text(node, "parent", at, "")
         if (message := node.get("message")) is not None and (said := _chatgpt_message(message, f"{at}.message")):
             messages[name] = said
 
@@ -150,59 +149,59 @@ def _chatgpt(record: dict[str, Any], where: str) -> Iterator[Imported]:
             if not name or name in messages:
                 return name
             name = above.get(name, "")
-        raise _wrong(f"{where}.mapping", "its parents lead in a circle")
+        raise wrong(f"{where}.mapping", "its parents lead in a circle")
 
     for name, message in messages.items():
         message["parent"] = kept(above[name])
-    leaf, archived = kept(_text(record, "current_node", where, "")), record.get("is_archived") is True
+    leaf, archived = kept(a_text(record, "current_node", where, "")), record.get("is_archived") is True
     yield _imported(record, messages, leaf, where, archived=archived, seconds=True)
 
 
 def _chatgpt_message(raw: Any, where: str) -> dict[str, Any] | None:
-    message = _object(raw, where)
-    metadata = _object(message.get("metadata") or {}, f"{where}.metadata")
-    role = _object(message.get("author"), f"{where}.author").get("role")
-    content = _object(message.get("content"), f"{where}.content")
+    message = an_object(raw, where)
+    metadata = an_object(message.get("metadata") or {}, f"{where}.metadata")
+    role = an_object(message.get("author"), f"{where}.author").get("role")
+    content = an_object(message.get("content"), f"{where}.content")
     if (
         role not in ROLES
         or metadata.get("is_visually_hidden_from_conversation")
         or message.get("recipient") not in (None, "all")
     ):
         return None
-    parts = _list(content, "parts", f"{where}.content", [content.get("text")])
+    parts = a_list(content, "parts", f"{where}.content", [content.get("text")])
     text = "\n".join(part for part in parts if isinstance(part, str)).strip()
     if content.get("content_type") not in ("text", "multimodal_text", "code") or not text:
         return None
     found = {"role": role, "created": message.get("create_time"), "model": metadata.get("model_slug")}
-    return _message(found, _said(_clean(text)), where, seconds=True)
+    return _message(found, _said(clean(text)), where, seconds=True)
 
 
 def _fastchat(record: dict[str, Any], where: str) -> Iterator[Imported]:
-    states = _list(record, "states", where) if "states" in record else [record["state"]]
+    states = a_list(record, "states", where) if "states" in record else [record["state"]]
     for i, raw in enumerate(states):
         at = f"{where}.states[{i}]" if "states" in record else f"{where}.state"
-        state = _object(raw, at)
-        roles = [role for role in _list(state, "roles", at) if isinstance(role, str)]
+        state = an_object(raw, at)
+        roles = [role for role in a_list(state, "roles", at) if isinstance(role, str)]
         messages: dict[str, dict[str, Any]] = {}
         parent = ""
-        said = _list(state, "messages", at)
+        said = a_list(state, "messages", at)
         offset = state.get("offset") or 0
         for k, one in enumerate(said[max(0, offset) if isinstance(offset, int) else 0 :]):
             here = f"{at}.messages[{k}]"
             if not isinstance(one, list) or len(one) != 2 or one[0] not in roles[:2]:
-                raise _wrong(here, "a pair of one of its roles and a text is expected")
+                raise wrong(here, "a pair of one of its roles and a text is expected")
             text = one[1][0] if isinstance(one[1], list) and one[1] else one[1]  # with a picture: [text, pictures]
             if text is None:
                 continue  # the answer was never written
             if not isinstance(text, str):
-                raise _wrong(here, "a pair of one of its roles and a text is expected")
+                raise wrong(here, "a pair of one of its roles and a text is expected")
             found = {"role": ROLES[roles.index(one[0])], "created": record.get("tstamp")}
             if found["role"] == "assistant":
                 found["model"] = state.get("model_name") or record.get("model")
-            messages[str(k)] = _message(found, _said(_clean(text)), here, seconds=True) | {"parent": parent}
+            messages[str(k)] = _message(found, _said(clean(text)), here, seconds=True) | {"parent": parent}
             parent = str(k)
         times = {"created": record.get("tstamp"), "updated": record.get("tstamp")}
-        system, key = _text(state, "system_message", at, ""), _text(state, "conv_id", at, "")
+        system, key = a_text(state, "system_message", at, ""), a_text(state, "conv_id", at, "")
         yield _imported(times, messages, parent, where, system=system, key=key, seconds=True)
 
 
@@ -227,19 +226,19 @@ def _imported(
     seconds: bool = False,
 ) -> Imported:
     if len(messages) > MOST_MESSAGES:
-        raise _wrong(where, f"it has more than {MOST_MESSAGES} messages")
+        raise wrong(where, f"it has more than {MOST_MESSAGES} messages")
     ordered = _ordered(messages, where)
     names = {"created": "create_time", "updated": "update_time"} if "mapping" in record else {}
     times = [message["created"] for message in ordered.values()]
-    created = _time(record.get(names.get("created", "created")), seconds) or min(times, default=0)
-    updated = _time(record.get(names.get("updated", "updated")), seconds) or max(times, default=created)
+    created = a_time(record.get(names.get("created", "created")), seconds) or min(times, default=0)
+    updated = a_time(record.get(names.get("updated", "updated")), seconds) or max(times, default=created)
     first = next((_first_words(m) for m in ordered.values() if m["role"] == "user"), "")
-    title = title_of(_text(record, "title", where, "")) or first or "Untitled"
-    tags = [tag[:LONGEST_TAG] for tag in _list(record, "tags", where, []) if isinstance(tag, str) and tag.strip()]
+    title = title_of(a_text(record, "title", where, "")) or first or "Untitled"
+    tags = [tag[:LONGEST_TAG] for tag in a_list(record, "tags", where, []) if isinstance(tag, str) and tag.strip()]
     if leaf not in ordered:
         leaf = next(reversed(ordered), "")
     archived = archived or record.get("archived") is True
-    tags = [_clean(tag) for tag in tags[:TAGS]]
+    tags = [clean(tag) for tag in tags[:TAGS]]
     return Imported(title, created, max(updated, created), leaf, ordered, archived, tuple(tags), system, key)
 
 
@@ -248,99 +247,53 @@ def _ordered(messages: dict[str, dict[str, Any]], where: str) -> dict[str, dict[
     children: dict[str, list[str]] = {}
     for name, message in messages.items():
         if message["parent"] and message["parent"] not in messages:
-            raise _wrong(where, f"the message {name[:40]!r} has a parent that is not there")
+            raise wrong(where, f"the message {name[:40]!r} has a parent that is not there")
         children.setdefault(message["parent"], []).append(name)
     found, waiting = list[str](), children.get("", [])[::-1]
     while waiting:
         found.append(waiting.pop())
         waiting += children.get(found[-1], [])[::-1]
     if len(found) < len(messages):
-        raise _wrong(where, "its parents lead in a circle")
+        raise wrong(where, "its parents lead in a circle")
     return {name: messages[name] for name in found}
 
 
 def _message(raw: dict[str, Any], parts: list[dict[str, Any]], where: str, *, seconds: bool = False) -> dict[str, Any]:
     """A message as it is stored, but for its parent."""
     if raw.get("role") not in ROLES:
-        raise _wrong(f"{where}.role", f"one of {', '.join(ROLES)} is expected")
-    message = {"role": raw["role"], "parts": parts, "created": _time(raw.get("created"), seconds) or _now()}
+        raise wrong(f"{where}.role", f"one of {', '.join(ROLES)} is expected")
+    message = {"role": raw["role"], "parts": parts, "created": a_time(raw.get("created"), seconds) or now()}
     for name in ("model", "reason", "rating", "note"):
         if isinstance(raw.get(name), str) and raw[name]:
-            message[name] = _clean(raw[name][: LONGEST_NAME * (10 if name == "note" else 1)])
+            message[name] = clean(raw[name][: LONGEST_NAME * (10 if name == "note" else 1)])
     for name in ("usage", "timings"):
         if isinstance(raw.get(name), dict):
-            message[name] = {k[:40]: v for k, v in raw[name].items() if _is_number(v)}
+            message[name] = {k[:40]: v for k, v in raw[name].items() if is_number(v)}
     return message
 
 
 def _part(raw: Any, where: str) -> dict[str, Any]:
-    part = _object(raw, where)
+    part = an_object(raw, where)
     if part.get("kind") not in KINDS:
-        raise _wrong(f"{where}.kind", f"one of {', '.join(KINDS)} is expected")
-    found = {"kind": part["kind"], "text": _text(part, "text", where)}
-    return found | ({"name": _text(part, "name", where)[:LONGEST_NAME]} if "name" in part else {})
+        raise wrong(f"{where}.kind", f"one of {', '.join(KINDS)} is expected")
+    found = {"kind": part["kind"], "text": a_text(part, "text", where)}
+    return found | ({"name": a_text(part, "name", where)[:LONGEST_NAME]} if "name" in part else {})
 
 
 def _said(text: str, reasoning: Any = None) -> list[dict[str, Any]]:
-    thoughts = [{"kind": "reasoning", "text": _clean(reasoning)}] if isinstance(reasoning, str) and reasoning else []
+    thoughts = [{"kind": "reasoning", "text": clean(reasoning)}] if isinstance(reasoning, str) and reasoning else []
     return [*thoughts, {"kind": "text", "text": text}]
 
 
 def _content(raw: Any, where: str) -> str:
     """OpenAI's content: text, nothing, or parts of which the texts count."""
     if raw is None or isinstance(raw, str):
-        return _clean(raw or "")
+        return clean(raw or "")
     if not isinstance(raw, list):
-        raise _wrong(where, "text is expected")
+        raise wrong(where, "text is expected")
     texts = [part.get("text") for part in raw if isinstance(part, dict)]
-    return _clean("\n".join(text for text in texts if isinstance(text, str)))
+    return clean("\n".join(text for text in texts if isinstance(text, str)))
 
 
 def _first_words(message: dict[str, Any]) -> str:
     return title_of("".join(part["text"] for part in message["parts"] if part["kind"] == "text"))
-
-
-def _object(raw: Any, where: str) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise _wrong(where, "an object is expected")
-    return raw
-
-
-def _list(record: dict[str, Any], name: str, where: str, default: list[Any] | None = None) -> list[Any]:
-    found = default if record.get(name) is None else record[name]
-    if not isinstance(found, list):
-        raise _wrong(f"{where}.{name}", "a list is expected")
-    return found
-
-
-def _text(record: dict[str, Any], name: str, where: str, default: str | None = None) -> str:
-    found = record.get(name)
-    if found is None and default is not None:
-        return default
-    if not isinstance(found, str):
-        raise _wrong(f"{where}.{name}", "text is expected")
-    return _clean(found)
-
-
-def _clean(text: str) -> str:
-    """Text that can be UTF-8: half a surrogate pair, which JSON can hold, becomes a question mark."""
-    return text.encode(errors="replace").decode()
-
-
-def _time(raw: Any, seconds: bool) -> int:
-    """Milliseconds since 1970; 0 for what is no time, and never in the future."""
-    if not _is_number(raw):
-        return 0
-    return max(0, min(int(raw * 1000 if seconds else raw), _now()))
-
-
-def _is_number(raw: Any) -> bool:
-    return isinstance(raw, int | float) and not isinstance(raw, bool) and abs(raw) < 2**53 and math.isfinite(raw)
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
-def _wrong(where: str, what: str) -> BadRequest:
-    return BadRequest(f"{where.lstrip('.') or 'The file'}: {what}.")

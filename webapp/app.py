@@ -5,6 +5,7 @@ hands the frames to the socket as they were published. Everything else a page ne
 `webapp.openai_api`, and ask tokenizers by `webapp.tokens`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -42,6 +43,7 @@ def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
     app[STATICS], app[OPEN], app[CALLS] = statics.load(), OpenSockets(), OpenCalls()
+    app[transcripts.PLACES] = asyncio.Semaphore(transcripts.AT_ONCE)
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -10,12 +10,14 @@ from urllib.parse import quote
 from aiohttp import web
 
 from broker import conversations, imports, shelf, transcripts
-from broker.errors import BadRequest, NoSuchConversation
+from broker.errors import BadRequest, NoSuchConversation, Overloaded
 from webapp.body import read
 from webapp.session import SESSIONS
 from webapp.state import BROKER
 
 UPLOAD_SECONDS = 300.0
+AT_ONCE = 4  # files that are taken, each of which is in memory meanwhile
+PLACES = web.AppKey("import_places", asyncio.Semaphore)
 FORMS: dict[str, tuple[str, Callable[..., str]]] = {
     "md": ("text/markdown", lambda conversation, messages, path: transcripts.to_markdown(conversation, path)),
     "json": ("application/json", transcripts.to_json),
@@ -61,9 +63,13 @@ async def export_all(request: web.Request) -> web.StreamResponse:
 async def take(request: web.Request) -> web.Response:
     """POST a file; all of its conversations are the owner's then, or none, when something in it is wrong."""
     owner, broker = await request.app[SESSIONS].remember(request, response := web.Response()), request.app[BROKER]
-    raw = await read(request, imports.BYTES, UPLOAD_SECONDS)
-    found = await asyncio.to_thread(imports.parse, raw)
-    stored = await asyncio.shield(broker.later(transcripts.store(broker, owner, found)))
+    places = request.app[PLACES]
+    if places.locked():
+        raise Overloaded("Others are importing files. Please try again in a moment.", retry_after=5)
+    async with places:
+        raw = await read(request, imports.BYTES, UPLOAD_SECONDS)
+        found = await asyncio.to_thread(imports.parse, raw)
+        stored = await asyncio.shield(broker.later(transcripts.store(broker, owner, found)))
     response.content_type, response.text = "application/json", json.dumps({"conversations": stored})
     return response
 

@@ -6,6 +6,7 @@ import pytest
 from broker import keys
 from broker.messages import ModelCard, new_id
 from talk import imported, talk
+from webapp import transcripts
 
 pytestmark = pytest.mark.usefixtures("card")
 
@@ -198,6 +199,17 @@ async def test_a_file_that_is_too_large_is_refused(browser, monkeypatch):
     monkeypatch.setattr(imports, "BYTES", 100)
     async with browser.post("/import", data=b"x" * 101) as response:
         assert response.status == 413
+
+
+async def test_only_so_many_files_are_taken_at_once(browser, site):
+    places = site.app[transcripts.PLACES]
+    for _ in range(transcripts.AT_ONCE):
+        await places.acquire()
+    async with browser.post("/import", data=b"{}") as response:
+        assert (response.status, response.headers["Retry-After"]) == (429, "5")
+    places.release()
+    async with browser.post("/import", data=b'{"messages": [{"role": "user", "content": "x"}]}') as response:
+        assert response.status == 200
 
 
 async def test_a_first_visit_can_be_an_import(site, broker):

@@ -190,6 +190,25 @@ async def test_searching_by_keyboard(visitor, tab, keep):
     await expect(tab.locator("#found-scroller")).to_be_hidden()
 
 
+async def test_a_result_in_another_branch_opens_that_branch(visitor, tab, broker, owner):
+    def message(role, parent, text):
+        return {
+            "role": role,
+            "parent": parent,
+            "created": 1,
+            "model": "echo",
+            "parts": [{"kind": "text", "text": text}],
+        }
+
+    messages = {"q": message("user", "", "hi"), "a": message("assistant", "q", "shown"), "b": message("assistant", "q", "hidden")}  # fmt: skip
+    await store(broker, owner, [Imported("branches", 1, 1, "a", messages)])
+    await tab.locator("#conversations a", has_text="branches").click()
+    await expect(visitor.answer).to_have_text("shown")
+    await tab.locator("#search").fill("hidden")
+    await tab.locator("#found [role=option]").click()
+    await expect(visitor.answer).to_have_text("hidden")
+
+
 async def test_search_goes_on_where_a_call_ended(visitor, tab, keep, monkeypatch):
     monkeypatch.setattr("broker.search.find.__defaults__", ("", 0.0))
     await keep(*((f"talk {i}", i) for i in range(60)))
