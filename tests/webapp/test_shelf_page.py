@@ -366,5 +366,5 @@ async def test_the_drawer_on_a_phone(visitor, tab, keep):
 async def test_a_list_that_is_loaded_says_what_is_in_it(visitor, tab, keep):
     await keep(("<b>bold</b> & 'quotes'", 1), tags=("<i>",))
     await expect(tab.locator("#conversations .side-title")).to_have_text("<b>bold</b> & 'quotes'")
-    await expect(tab.locator("#tags .chip")).to_have_text("<i>")
+    await expect(tab.locator("#tags .tag")).to_have_text("<i>")
     assert json.loads(await tab.evaluate("JSON.stringify([...document.querySelectorAll('#sidebar b, #sidebar i')].length)")) == 0  # fmt: skip

@@ -32,7 +32,7 @@ export async function openShares(options, conversation = null) {
   };
   const item = (share) => {
     const address = new URL(`/s/${share.share_id}`, location.href).href;
-    const field = h("input", { class: "field", readonly: true, value: address, "aria-label": t("Link to {title}", share), onfocus: () => field.select() });
+    const field = h("input", { class: "side-field", readonly: true, value: address, "aria-label": t("Link to {title}", share), onfocus: () => field.select() });
     const copies = h("button", { class: "icon-button small", type: "button", "aria-label": t("Copy the link"), title: t("Copy") }, icon("copy"), icon("check"));
     copies.addEventListener("click", () => copy(address, copies));
     const revoke = h("button", { class: "text-button danger", type: "button" }, t("Revoke"));

@@ -238,7 +238,7 @@ export class Sidebar {
     $("tags").hidden = !names.length;
     const shown = [...$("tags").children].map((chip) => chip.textContent).join("\n");
     if (shown !== names.join("\n")) {
-      const chip = (name) => h("button", { class: "chip", type: "button", dir: "auto", onclick: () => this.look({ tag: this.#view.tag === name ? "" : name }) }, name);
+      const chip = (name) => h("button", { class: "tag", type: "button", dir: "auto", onclick: () => this.look({ tag: this.#view.tag === name ? "" : name }) }, name);
       $("tags").replaceChildren(...names.map(chip));
     }
     for (const chip of $("tags").children) chip.setAttribute("aria-pressed", String(chip.textContent === tag));

@@ -9,8 +9,8 @@ const LONGEST = 40;
 /** A dialog; every change is kept at once. */
 export function openTags(sidebar, options, id) {
   let mine = [...(sidebar.find(id)?.tags ?? [])];
-  const chips = h("div", { class: "chips", role: "group", "aria-label": t("Tags") });
-  const input = h("input", { class: "field", "aria-label": t("New tag"), placeholder: t("New tag"), maxlength: LONGEST, enterkeyhint: "done", dir: "auto" });
+  const chips = h("div", { class: "tags", role: "group", "aria-label": t("Tags") });
+  const input = h("input", { class: "side-field", "aria-label": t("New tag"), placeholder: t("New tag"), maxlength: LONGEST, enterkeyhint: "done", dir: "auto" });
   const problem = h("p", { class: "dialog-problem", role: "alert" });
 
   const save = async (tags) => {
@@ -34,7 +34,7 @@ export function openTags(sidebar, options, id) {
   const draw = () => {
     const at = [...chips.children].indexOf(document.activeElement);
     const names = [...new Set([...mine, ...sidebar.tags])];
-    const chip = (name) => h("button", { class: "chip", type: "button", dir: "auto", "aria-pressed": String(mine.includes(name)), onclick: () => toggle(name) }, name);
+    const chip = (name) => h("button", { class: "tag", type: "button", dir: "auto", "aria-pressed": String(mine.includes(name)), onclick: () => toggle(name) }, name);
     const shown = [...chips.children].map((child) => child.textContent);
     if (names.some((name) => !shown.includes(name))) chips.replaceChildren(...names.map(chip));
     for (const child of chips.children) child.setAttribute("aria-pressed", String(mine.includes(child.textContent)));
