@@ -1,8 +1,8 @@
 """The web app: its state, its middleware and its routes, on one page.
 
 Who calls whom: the browser loads a page, opens `/ws`, and asks; `webapp.chat` turns that into `broker.chat.ask` and
-hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use /v1, which is
-`webapp.openai_api`, and ask tokenizers by `webapp.tokens`.
+hands the frames to the socket as they were published. Everything else a page needs is JSON. Programs use the API, whose
+routes are in `webapp.operations`.
 """
 
 import asyncio
@@ -13,23 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import (
-    access,
-    calls,
-    conversations,
-    health,
-    openai_api,
-    pages,
-    shares,
-    sockets,
-    statics,
-    threads,
-    tokens,
-    transcripts,
-)
+from webapp import access, calls, conversations, docs, health, pages, shares, sockets, statics, threads, transcripts
 from webapp.calls import CALLS, OpenCalls
+from webapp.docs import DOCS, Docs
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
+from webapp.operations import OPERATIONS
 from webapp.session import SESSIONS, Sessions
 from webapp.sockets import OPEN, OpenSockets
 from webapp.state import BROKER, TEMPLATES
@@ -42,7 +31,7 @@ BODY_BYTES = 65_536
 def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app[STATICS], app[OPEN], app[CALLS] = statics.load(), OpenSockets(), OpenCalls()
+    app[STATICS], app[OPEN], app[CALLS], app[DOCS] = statics.load(), OpenSockets(), OpenCalls(), Docs.load()
     app[transcripts.PLACES] = asyncio.Semaphore(transcripts.AT_ONCE)
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -83,17 +72,9 @@ def create_app(config: Config) -> web.Application:
             web.delete("/shares/{share}", shares.revoke, name="share-revoke"),
             web.get("/export", transcripts.export_all, name="export"),
             web.post("/import", transcripts.take, name="take"),
-            web.get("/v1/models", openai_api.models, name="v1-models"),
-            web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
-            web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
-            web.post("/v1/completions", openai_api.completions, name="v1-completions"),
-            web.post("/v1/embeddings", openai_api.embeddings, name="v1-embeddings"),
-            web.post("/tokenize", tokens.tokenize, name="tokenize"),
-            web.post("/v1/tokenize", tokens.tokenize, name="v1-tokenize"),
-            web.post("/detokenize", tokens.detokenize, name="detokenize"),
-            web.post("/v1/detokenize", tokens.detokenize, name="v1-detokenize"),
-            web.get("/tokenizer_info", tokens.tokenizer_info, name="tokenizer-info"),
-            web.post("/api/v1/token_check", tokens.token_check, name="token-check"),
+            *(route for operation in OPERATIONS for route in operation.routes),
+            web.get("/openapi.json", docs.document, name="openapi"),
+            web.get("/docs/api", docs.page, name="docs"),
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),

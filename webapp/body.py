@@ -17,6 +17,7 @@ from broker.errors import BadRequest, PromptTooLarge
 BODY_SECONDS = 30.0
 DEPTH = 64
 LEAST, MOST = -(2**63), 2**64 - 1  # what msgpack carries
+EXACT = 2**53  # below it a float is exactly the number that was written
 
 
 async def read_json(request: web.Request, limit: int) -> dict[str, Any]:
@@ -88,10 +89,11 @@ def _refuse(name: str) -> NoReturn:
 
 
 def _float(text: str) -> float:
+    # 2.0 is a whole number, as JSON Schema has it; some languages write all numbers so
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number is too large")
-    return value
+    return int(value) if value.is_integer() and abs(value) < EXACT else value
 
 
 def _int(text: str) -> int:

@@ -169,7 +169,7 @@ export class Columns {
     );
     const element = h("section", { class: "column" }, head, scroller, latest);
     const column = { element, head, scroller, turns };
-    column.thread = new Thread(this.#host, scroller, turns, latest);
+    column.thread = new Thread(this.#host, { scroller, turns, latest });
     return column;
   }
 

@@ -48,6 +48,7 @@ export class SettingsPanel {
   #read() {
     const limit = $("max_tokens");
     this.values = {
+      ...this.values,
       temperature: Number($("temperature").value),
       top_p: Number($("top_p").value),
       max_tokens: limit.value !== "" && limit.validity.valid ? Number(limit.value) : null,
