@@ -243,7 +243,7 @@ class Paper:
 def usage(counts: Sequence[tuple[int, int]], per_prompt: int = 1) -> Map:
     """OpenAI's usage: a prompt counts once, however many answers it has.
 
-    The tokens of an answer are those that `logprobs` lists; the one that ended it counts nowhere.
+    The tokens of an answer are those that `logprobs` lists, but for the one that ended it, which counts nowhere.
 
     Args:
         counts: of each answer: tokens of its prompt, and its own.
