@@ -1,6 +1,7 @@
 """The chat page in a real Chromium: what a person does with the messages of one conversation."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from playwright.async_api import Locator, Page, expect
@@ -8,6 +9,7 @@ from playwright.async_api import Locator, Page, expect
 from broker import conversations, keys
 from broker.messages import new_id, pack
 from helpers import eventually
+from webapp.state import BROKER
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -64,6 +66,23 @@ async def test_a_question_is_edited_and_its_versions_stay(visitor, tab):
     await tab.keyboard.press("Escape")
     await press(act(questions(tab), "Version after"))
     await expect(visitor.answer).to_have_text("two")
+
+
+async def test_an_edit_that_is_refused_can_be_mended(visitor, tab):
+    await visitor.ask("one")
+    await expect(visitor.answer).to_have_text("one")
+    broker = visitor.server.app[BROKER]
+    broker.config = replace(broker.config, prompt_bytes=10)
+    await press(act(questions(tab), "Edit this message"))
+    field = questions(tab).locator("textarea")
+    await field.fill("too long for this server")
+    await field.press("Control+Enter")
+    await expect(tab.locator("#notice")).to_contain_text("FLEETCHAT_PROMPT_BYTES")
+    await expect(visitor.answer).to_have_text("one")
+    await expect(field).to_have_value("too long for this server")
+    await field.fill("short")
+    await field.press("Control+Enter")
+    await expect(visitor.answer).to_have_text("short")
 
 
 async def test_another_answer_is_a_version_beside_the_first_also_in_the_middle(visitor, tab):

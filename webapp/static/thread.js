@@ -131,8 +131,7 @@ export class Thread extends Path {
     const { message, code } = error;
     if (run.kind === "ask" && !run.cut.length && code !== "conflict") return this.#refuse(run, error);
     if (run.asked && run.message) this.#stored(run, run.parent);
-    this.#giveUp(run);
-    if (run.kind === "ask" && !run.cut.length) this.host.compose(run.question);
+    this.#handBack(run);
     if (this.nodes.at(-1)?.role === "user") this.missing(message);
     else this.host.notice(message);
     if (code === "conflict") this.host.reload();
@@ -175,13 +174,20 @@ export class Thread extends Path {
     this.refresh();
   }
 
+  /** Nothing has come of a run, and what was written for it goes back to where it was written. */
+  #handBack(run) {
+    this.#giveUp(run);
+    if (run.kind !== "ask") return;
+    if (run.cut.length) run.cut[0].view.edit(run.question.text);
+    else this.host.compose(run.question);
+  }
+
   /** End the answer under way; what was not sent yet goes back into the message box. */
   stop() {
     const { run } = this;
     if (!run || run.stopping) return;
     if (!run.request_id && (!run.sent || this.host.connection.withdraw(run.ref))) {
-      this.#giveUp(run);
-      if (run.kind === "ask" && !run.cut.length) this.host.compose(run.question);
+      this.#handBack(run);
     } else {
       run.stopping = true;
       if (run.answer) this.host.connection.stop(run.answer);
@@ -264,6 +270,7 @@ export class Thread extends Path {
     run.before = this.nodes.slice(0, -1);
     this.run = run;
     this.turns.append(run.view.element);
+    this.#said = "";
     this.#announcer.begin();
     this.#attach(run);
   }
