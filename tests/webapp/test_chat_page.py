@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from broker import conversations, keys
-from broker.messages import new_id, pack
-from helpers import eventually
+from broker import conversations, keys, registry, streams
+from broker.messages import Frame, ModelCard, new_id, pack
+from broker.streams import Written
+from helpers import claim, eventually
 from webapp.state import BROKER
 
 pytestmark = pytest.mark.timeout(60)
@@ -324,3 +325,49 @@ async def test_an_answer_that_the_server_has_lost_is_written_anew(visitor, tab, 
     await expect(answers(tab)).to_have_count(1)
     await tab.keyboard.press("Escape")
     await expect(answers(tab).locator(".mark")).to_have_text("Stopped")
+
+
+async def test_leaving_a_chat_and_coming_back_finds_its_answer_growing(visitor, tab):
+    await visitor.ask("/echo 300 20ms")
+    await expect(visitor.answer).to_contain_text("9")
+    await tab.locator("#side-new").click()
+    await expect(tab.locator(".turn")).to_have_count(0)
+    await visitor.ask("another")
+    await expect(visitor.answer).to_have_text("another")
+    await tab.go_back()
+    await tab.go_back()
+    await expect(questions(tab).locator(".question-text")).to_have_text("/echo 300 20ms")
+    some = len(await visitor.words())
+    await expect(visitor.answer).to_contain_text(str(some + 10))
+    await tab.keyboard.press("Escape")
+    await expect(answers(tab).locator(".mark")).to_have_text("Stopped")
+    stopped = await visitor.words()
+    assert stopped == [str(i) for i in range(1, len(stopped) + 1)]
+    await tab.go_forward()
+    await tab.go_forward()
+    await expect(visitor.answer).to_have_text("another")
+
+
+async def test_thinking_is_shown_while_it_lasts(visitor, tab, broker):
+    """The test plays the worker of a model that thinks."""
+    await registry.beat(broker, "w", "ready", {"models": "m", "slots": 4}, [ModelCard("m", state="ready")])
+    await tab.goto(visitor.url + "/?model=m")
+    await expect(tab.locator("#picker-name")).to_have_text("m")
+    await visitor.ask("Think!")
+    (held,) = await eventually(lambda: claim(broker))
+
+    async def write(seq: int, text: str, kind: str = "text", **end: object) -> None:
+        frame = Frame(held.request_id, seq, 1, text, kind, **end)
+        await streams.append(broker, [Written(held.request_id, held.token, seq, frame.encode(), last=bool(end))])
+
+    await write(0, "Let me ", "reasoning")
+    thoughts = answers(tab).locator(".thoughts")
+    await expect(thoughts.locator("summary")).to_have_text("Thinking…")
+    await write(1, "see.", "reasoning")
+    await write(2, "It is ")
+    await expect(thoughts.locator("summary")).to_have_text("Thoughts")
+    await expect(visitor.answer).to_have_text("It is")
+    timings = {"waited": 0.1, "first": 0.2, "total": 70.0, "reasoning": 65.0}
+    await write(3, "one.", end={"reason": "stop", "usage": {}, "timings": timings})
+    await expect(thoughts.locator("summary")).to_have_text("Thought for 1 min 5 s")
+    await expect(visitor.answer).to_have_text("It is one.")
