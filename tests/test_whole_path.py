@@ -122,8 +122,7 @@ async def test_waiting_shows_the_place_and_conversations_can_be_deleted(website,
     await tab.locator("#stop").click()
     await expect(tab.locator("#conversations a")).to_have_count(2)
     await tab.locator("#conversations .side-menu").first.click()
-    await tab.locator("#menu-delete").click()
-    await tab.locator("dialog[open] .danger, dialog[open] button.danger").first.click()
+    await tab.get_by_role("menuitem", name="Delete").click()
     await expect(tab.locator("#conversations a")).to_have_count(1)
 
 

@@ -44,7 +44,8 @@ class ChatPage {
   #composer = new Composer({ send: () => this.#submit(), stop: () => this.#stop(), changed: () => this.changed(), problem: (text) => this.notice(text), say: (text) => this.#announcer.say(text) });
   #columns = new Columns(this);
   #sidebar = new Sidebar({
-    open: (id) => this.#open(id),
+    open: (id, message) => this.#open(id, { message }),
+    leaf: (id) => (id === this.conversation && !this.#columns.threads[0].run && this.#columns.threads[0].leaf) || "",
     deleted: (id) => id === this.conversation && this.#begin(),
     problem: (message) => this.notice(message),
     listed: () => this.#retitle(this.#sidebar.find(this.conversation)?.title),
@@ -327,8 +328,8 @@ class ChatPage {
     this.#focus();
   }
 
-  /** Show a stored conversation. */
-  async #open(id, { push = true } = {}) {
+  /** Show a stored conversation; `message` is one on the path that is wanted, and comes into view if it is near the end. */
+  async #open(id, { push = true, message = "" } = {}) {
     if (push && location.pathname !== `/c/${id}`) history.pushState(null, "", `/c/${id}`);
     if (id !== this.conversation) {
       this.#begin({ push: false });
@@ -336,7 +337,9 @@ class ChatPage {
     }
     this.#sidebar.active = id;
     this.#sidebar.leave();
-    await this.#reopen(this.#columns.restore(id), true);
+    const leaves = this.#columns.restore(id);
+    await this.#reopen(message ? [message, ...leaves.slice(1)] : leaves, true);
+    this.#columns.threads[0].nodes.find((node) => node.id === message)?.view.element.scrollIntoView({ block: "nearest" });
   }
 
   /** Read the open conversation again, soon: it may have gone on elsewhere. */
