@@ -9,32 +9,36 @@ import { Announcer } from "./announce.js";
 import { loadMarkdown } from "./answer.js";
 import { Columns } from "./columns.js";
 import { Composer } from "./composer.js";
-import { $, copy, h, setText } from "./dom.js";
+import { $, copy, setText } from "./dom.js";
 import { Gauge } from "./gauge.js";
+import { Hero } from "./hero.js";
 import { t } from "./i18n.js";
+import { News } from "./news.js";
+import { Notice } from "./notice.js";
 import { Picker, usable } from "./picker.js";
-import { greeting, obstacle } from "./sayings.js";
+import { obstacle } from "./sayings.js";
 import { SettingsPanel } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { recall, remember } from "./store.js";
 import { Connection } from "./stream.js";
 
 const RESUME_AGAIN_SECONDS = 2;
-const NOTICE_MS = 9000;
-const SOON_MS = 150; // events come in bursts
-const LONG_TITLE = 28; // characters; longer ones are set smaller
 
 class ChatPage {
   conversation = ""; // id of the open one; "" for a new chat, and for one that is stored nowhere
   temporary = false;
   runs = new Map(); // ref -> run that the server has not answered yet, also of conversations that were left
   #connectedBefore = false;
-  #noticeTimer = 0;
-  #reloadTimer = 0;
-  #news = new Set(); // requests that something happened to; "" stands for anything else
   #wanted = new URLSearchParams(location.search).get("model"); // by a link
   #announcer = new Announcer($("live"));
   #gauge = new Gauge($("gauge"));
+  #notice = new Notice();
+  #hero = new Hero((text) => this.ask({ text, files: [] }));
+  #news = new News({
+    ours: (id) => this.#columns.threads.some((thread) => thread.run?.request_id === id || thread.leaf === id),
+    busy: () => this.runs.size > 0, // what was asked comes first
+    look: () => this.conversation && this.#reopen(this.#columns.follow(this.conversation)),
+  });
   settings = new SettingsPanel();
   picker = new Picker(() => this.#modelsChanged());
   #composer = new Composer({ send: () => this.#submit(), stop: () => this.#stop(), changed: () => this.changed(), problem: (text) => this.notice(text), say: (text) => this.#announcer.say(text) });
@@ -86,10 +90,6 @@ class ChatPage {
         this.#focus();
       });
     }
-    $("starters").addEventListener("click", (event) => {
-      const starter = event.target.closest("button");
-      if (starter) this.ask({ text: starter.textContent, files: [] });
-    });
     $("temporary").addEventListener("click", () => {
       this.#begin({ temporary: !this.temporary });
       this.#focus();
@@ -166,7 +166,7 @@ class ChatPage {
 
   /** Ask in all columns, or in some: where columns show the same messages, they answer the same question. */
   ask(question, threads = this.#columns.threads) {
-    $("notice").hidden = true; // it was about what went before
+    this.#notice.hide(); // it was about what went before
     for (const thread of threads) thread.dropRefused();
     const groups = new Map();
     for (const thread of threads) groups.set(thread.leaf, [...(groups.get(thread.leaf) ?? []), thread]);
@@ -199,11 +199,7 @@ class ChatPage {
   }
 
   notice(message) {
-    const close = h("button", { class: "text-button", type: "button", onclick: () => ($("notice").hidden = true) }, t("OK"));
-    $("notice").replaceChildren(h("p", {}, message), close);
-    $("notice").hidden = false;
-    clearTimeout(this.#noticeTimer);
-    this.#noticeTimer = setTimeout(() => ($("notice").hidden = true), NOTICE_MS);
+    this.#notice.show(message);
   }
 
   /** A column shows something else, or does. */
@@ -228,7 +224,7 @@ class ChatPage {
   /** An answer has ended. */
   finished() {
     this.#columns.keep();
-    if (this.#columns.many) this.#later(""); // it is a version in the other columns, too
+    if (this.#columns.many) this.reload(); // it is a version in the other columns, too
   }
 
   /** One column was kept, the others are gone. */
@@ -288,7 +284,7 @@ class ChatPage {
   /** Something happened in one of this person's conversations, in any tab. */
   #happened({ conversation, request_id }) {
     this.#sidebar.refresh();
-    if (this.conversation && (!conversation || conversation === this.conversation)) this.#later(request_id ?? "");
+    if (this.conversation && (!conversation || conversation === this.conversation)) this.#news.hear(request_id);
   }
 
   #connected() {
@@ -302,14 +298,7 @@ class ChatPage {
   }
 
   #modelsChanged() {
-    const { model } = this.picker;
-    const { title, text, progress } = greeting(model, this.known);
-    setText($("hero-title"), title);
-    if ($("hero-text").textContent !== text.map((node) => node.textContent ?? node).join("")) $("hero-text").replaceChildren(...text);
-    $("hero-progress").hidden = progress === undefined;
-    $("hero-progress").value = progress ?? 0;
-    $("starters").hidden = !usable(model);
-    $("hero-title").classList.toggle("long", title.length > LONG_TITLE);
+    this.#hero.show(this.picker.model, this.known);
     for (const thread of this.#columns.threads) thread.modelsChanged();
   }
 
@@ -355,29 +344,19 @@ class ChatPage {
 
   /** Read the open conversation again, soon: it may have gone on elsewhere. */
   reload() {
-    this.#later("");
-  }
-
-  #later(request_id) {
-    this.#news.add(request_id);
-    clearTimeout(this.#reloadTimer);
-    this.#reloadTimer = setTimeout(() => {
-      const mine = (id) => this.#columns.threads.some((thread) => thread.run?.request_id === id || thread.leaf === id);
-      const known = [...this.#news].every((id) => id && mine(id));
-      this.#news.clear();
-      if (known || !this.conversation) return;
-      if (this.runs.size) this.#later(""); // what was asked comes first
-      else this.#reopen(this.#columns.restore(this.conversation));
-    }, SOON_MS);
+    this.#news.hear();
   }
 
   /** Show a path in each column. `afresh`: with the model and the settings that it was asked with last. */
   async #reopen(leaves, afresh = false) {
     const id = this.conversation;
     try {
-      const pages = await Promise.all(this.#columns.threads.map((thread, i) => this.#openThread(thread, leaves[i] ?? "")));
-      if (id !== this.conversation || !pages[0]) return;
-      const { conversation, messages } = pages[0];
+      // A column whose question has no answer would show another column's: it waits until somebody tries again.
+      const waits = (thread) => !afresh && this.#columns.many && thread.stuck;
+      const pages = await Promise.all(this.#columns.threads.map((thread, i) => (waits(thread) ? null : this.#openThread(thread, leaves[i] ?? ""))));
+      const page = pages.find((found) => found);
+      if (id !== this.conversation || !page) return;
+      const { conversation, messages } = page;
       this.#retitle(conversation.title);
       if (afresh && !this.#columns.many) {
         const last = messages.findLast((message) => message.role === "assistant")?.model;

@@ -27,7 +27,7 @@ export function openMenu(button, label, items) {
     button.setAttribute("aria-expanded", String(newState === "open"));
     if (newState === "closed") menu.remove();
   });
-  document.body.append(menu);
+  button.closest("aside, main, dialog").append(menu); // beside its button: while a drawer is open, the rest is inert
   menu.showPopover({ source: button });
   placeUnder(menu, button);
   entries[0]?.focus();

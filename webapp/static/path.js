@@ -45,6 +45,11 @@ export class Path {
     return !this.turns.childElementCount;
   }
 
+  /** Whether it shows that something is missing. */
+  get stuck() {
+    return this.#loose !== null;
+  }
+
   /** The tokens that the last answer took, prompt and all. */
   get used() {
     const { prompt_tokens = 0, completion_tokens = 0 } = this.nodes.findLast((node) => node.usage)?.usage ?? {};
