@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,9 +31,6 @@ from broker.errors import BadRequest, FleetError, SetupError
 from broker.logs import hide
 from broker.messages import ChatRequest, Message, Sampling
 from broker.registry import ModelState, WorkerState
-
-if TYPE_CHECKING:
-    from broker.terminal import Look, Talk
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -352,15 +349,15 @@ def talk(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed}
     settings: dict[str, int | float | None] = {name: value for name, value in given.items() if value is not None}
     look = terminal.Look(plain=plain, multiline=multiline)
-    _run(_talk(_find_fleet(data), data, model, terminal.Talk(system=system, settings=settings), look))
+    config, question = _find_fleet(data), terminal.piped()  # a pipe is read before anything runs beside it
 
+    async def work() -> None:
+        async with Broker.open(config) as broker:
+            await _reach(broker)
+            history = (data or config.data) / "chat.history"
+            await terminal.run(broker, history, model, terminal.Talk(system=system, settings=settings), look, question)
 
-async def _talk(config: Config, data: Path | None, model: str, talk: "Talk", look: "Look") -> None:
-    from broker import terminal
-
-    async with Broker.open(config) as broker:
-        await _reach(broker)
-        await terminal.run(broker, (data or config.data) / "chat.history", model, talk, look)
+    _run(work())
 
 
 @keys_app.command("create")

@@ -76,12 +76,22 @@ class Talk:
         return ChatRequest(self.model, self.all, sampling)
 
 
-async def run(broker: Broker, history: Path, model: str, talk: Talk, look: Look) -> None:
-    """Chat until the person leaves; without a terminal on both sides answer what standard input holds.
+def piped() -> str | None:
+    """All of standard input; None where a person sits at both sides. Raises BadRequest when it is not UTF-8."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return None
+    try:
+        return sys.stdin.buffer.read().decode().rstrip("\n")
+    except UnicodeDecodeError:
+        raise BadRequest("The text is not valid UTF-8.") from None
+
+
+async def run(broker: Broker, history: Path, model: str, talk: Talk, look: Look, question: str | None) -> None:
+    """Chat until the person leaves; or answer one question.
 
     Raises:
         SetupError: no model can be picked.
-        FleetError: the model is none that answers; without a terminal, whatever the answer ended with.
+        FleetError: the model is none that answers; of one question, whatever its answer ended with.
     """
     main = asyncio.current_task()
     assert main is not None
@@ -90,34 +100,21 @@ async def run(broker: Broker, history: Path, model: str, talk: Talk, look: Look)
     plain = look.plain or not sys.stdout.isatty()
     console = Console(highlight=False, theme=THEME, color_system=None if plain else "auto", no_color=plain or None)
     talk.system = clean(talk.system.encode("utf-8", "replace").decode())
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        talk.model = await _pick(broker, model, None)
-        display: Display = Rendered(console) if not plain else Plain(console) if sys.stdout.isatty() else Held(console)
-        await _answer_pipe(broker, talk, display)
+    if question is None:
+        terminal = Terminal(broker, console, talk, look, history)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, terminal.stop)
+        await terminal.run(model)
         return
-    terminal = Terminal(broker, console, talk, look, history)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, terminal.stop)
-    await terminal.run(model)
-
-
-async def _answer_pipe(broker: Broker, talk: Talk, display: Display) -> None:
-    try:
-        text = (await asyncio.to_thread(sys.stdin.buffer.read)).decode()
-    except UnicodeDecodeError:
-        raise BadRequest("The text is not valid UTF-8.") from None
-    talk.ask(text.rstrip("\n"))
+    talk.model = await _pick(broker, model, None)
+    talk.ask(question)
+    display = Rendered(console) if not plain else Plain(console) if sys.stdout.isatty() else Held(console)
     said = Said()
-    try:
-        with display:
-            await _follow(broker, talk.request(), said, display)
-    finally:
-        display.finish(said)
-    assert said.last is not None
-    chat.finished(said.last, "")
+    await _follow(broker, talk.request(), said, display)
+    said.check()
 
 
 async def _follow(broker: Broker, request: ChatRequest, said: Said, display: Display) -> None:
-    """Show an answer while it grows."""
+    """Show an answer while it grows, and all that it has said at its end, whichever that is."""
 
     async def draw() -> None:
         while True:
@@ -132,11 +129,15 @@ async def _follow(broker: Broker, request: ChatRequest, said: Said, display: Dis
                 async with redis_errors():
                     (said.place,) = await queues.places(broker, [(request.model, request.request_id)])
 
-    async with chat.ask(broker, request) as frames:
-        said.place = frames.place
-        async with beside(draw(), look()):
-            async for received in frames:
-                said.add(received.decode())
+    with display:
+        try:
+            async with chat.ask(broker, request) as frames:
+                said.place = frames.place
+                async with beside(draw(), look()):
+                    async for received in frames:
+                        said.add(received.decode())
+        finally:
+            display.finish(said)
 
 
 async def _pick(broker: Broker, wanted: str, editor: Editor | None) -> str:
@@ -209,7 +210,7 @@ class Terminal:
         self._names = await _names(self._broker)
         if not wanted and len(self._names) > 1:
             self._list_models()
-        with contextlib.suppress(EOFError, KeyboardInterrupt):
+        with contextlib.suppress(EOFError, KeyboardInterrupt), _silent_keys():
             self._talk.model = await _pick(self._broker, wanted, self._editor)
             self._say(f"{self._talk.model}: {self._sends}, Ctrl-C stops an answer, !!help shows the commands.")
             await self._go_on()
@@ -229,7 +230,7 @@ class Terminal:
             try:
                 await self._take(line)
             except FleetError as error:
-                self._console.print(Text(clean(hide(str(error))), "red"))
+                self._console.print(Text(clean(hide(str(error))), "red"), soft_wrap=True)
 
     async def _take(self, line: str) -> None:
         if not re.match(r"!!\w", line):
@@ -251,21 +252,16 @@ class Terminal:
         self._answering = asyncio.create_task(_follow(self._broker, request, said, display))
         stopped = False
         try:
-            with _silent_keys(), display:
-                try:
-                    await self._answering
-                except asyncio.CancelledError:
-                    if (chatting := asyncio.current_task()) and chatting.cancelling():
-                        raise  # it is the chat that is ended, by a signal
-                    stopped = True
+            await self._answering
+        except asyncio.CancelledError:
+            if (chatting := asyncio.current_task()) and chatting.cancelling():
+                raise  # it is the chat that is ended, by a signal
+            stopped = True
         finally:
-            self._answering.cancel()
             self._answering = None
-            display.finish(said)
             if text := str(said.text):
                 self._talk.messages.append(Message("assistant", text))
-        if said.last is not None:
-            chat.finished(said.last, "")
+        said.check()
         self._say(_summary(said, stopped))
 
     def _say(self, text: str) -> None:
@@ -380,10 +376,11 @@ def _summary(said: Said, stopped: bool) -> str:
 
 @contextmanager
 def _silent_keys() -> Iterator[None]:
-    """What is typed meanwhile does not appear in the middle of an answer; the editor gets it afterwards."""
+    """What is typed while an answer comes does not appear in it: the editor gets it afterwards, with its Enter."""
     before = termios.tcgetattr(sys.stdin)
     silent = termios.tcgetattr(sys.stdin)
-    silent[3] &= ~termios.ECHO
+    silent[0] &= ~termios.ICRNL
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
     try:
         yield

@@ -64,6 +64,11 @@ class Said:
             self.last = frame
             self.tokens = (frame.end.get("usage") or {}).get("completion_tokens", self.tokens)
 
+    def check(self) -> None:
+        """Raises the error that it has ended with."""
+        if self.last is not None:
+            chat.finished(self.last, "")
+
     @property
     def seconds(self) -> float:
         """Since it was asked."""

@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from screen import console
 
 from broker import chat, keys, registry
 from broker.messages import ModelCard
 from fleet_process import environment, worker
 from helpers import eventually, request
+from screen import console
 
 CHAT = [str(Path(sys.executable).with_name("fleetchat")), "chat"]
 ENTER, ESCAPE, UP, CTRL_C, CTRL_D = "\r", "\x1b", "\x1b[A", "\x03", "\x04"
@@ -30,7 +30,7 @@ def chatting(broker, valkey, worker_in, tmp_path):
     """`async with chatting("--seed", "1") as terminal`: a chat in a terminal, at its first prompt."""
 
     @asynccontextmanager
-    async def start(*options, see="!!help", columns=80, lines=24, **settings):
+    async def start(*options, see="shows the commands", columns=160, lines=24, **settings):
         async with AsyncExitStack() as stack:
             if settings.get("model") != "":
                 await stack.enter_async_context(worker_in(**settings))
@@ -54,7 +54,7 @@ async def running(broker) -> int:
 
 @pytest.mark.parametrize("columns", [80, 30])
 async def test_an_answer_is_markdown_and_the_quiet_line_says_what_it_took(chatting, columns):
-    async with chatting(columns=columns) as terminal:
+    async with chatting(columns=columns, see="\n>") as terminal:
         terminal.type(pasted("# Title\n\nhello **bold** you\n\n- 一二三四五六七八九十一二三四五六七八九十\n- two"))
         terminal.type(ENTER)
         shown = await terminal.see("first")
@@ -74,7 +74,7 @@ async def test_an_answer_is_markdown_and_the_quiet_line_says_what_it_took(chatti
 
 @pytest.mark.parametrize("columns", [80, 33])
 async def test_a_long_answer_is_whole_in_what_has_scrolled_away(chatting, columns):
-    async with chatting(columns=columns, lines=10) as terminal:
+    async with chatting(columns=columns, lines=10, see="\n>") as terminal:
         terminal.send("/echo 900 2ms")
         shown = await terminal.see("tokens/s", seconds=30)
         assert [int(n) for n in shown.partition("2ms\n")[2].split() if n.isdecimal()][:900] == list(range(1, 901))
@@ -99,6 +99,17 @@ async def test_ctrl_c_stops_an_answer_frees_its_slot_and_keeps_the_chat(broker, 
         await terminal.see("Ctrl-C again leaves", times=2)
         terminal.type(CTRL_C)
         assert await terminal.ended() == 0
+
+
+async def test_what_is_typed_while_an_answer_comes_is_the_next_message(chatting):
+    async with chatting() as terminal:
+        terminal.send("/echo 50 20ms")
+        await terminal.see("1 2 3")
+        terminal.send("typed ahead")
+        shown = await terminal.see("2 tokens, ")
+        assert "49 50\n" in shown
+        assert "> typed ahead\ntyped ahead\n" in shown
+        assert shown.count("typed ahead") == 2
 
 
 async def _idle(broker) -> bool:
@@ -262,10 +273,11 @@ async def test_the_place_in_line_is_shown_while_one_waits(broker, chatting):
 async def test_plain_is_the_text_as_it_comes(chatting):
     async with chatting("--plain") as terminal:
         begun = len(terminal.bytes)
-        terminal.send("**not** bold \x1b\x1b")
+        terminal.type(pasted(f"**not** {ESCAPE}[31mred"))
+        terminal.type(ENTER)
         await terminal.see("first after")
-        assert "\n**not** bold" in terminal.text
-        assert not re.search(rb"\x1b\[[^m]*[1-9][^m]*m", terminal.bytes[begun:])
+        assert "\n**not** [31mred\n" in terminal.text
+        assert not re.search(rb"\x1b\[[\d;]*[1-9][\d;]*m", terminal.bytes[begun:])
 
 
 async def test_an_error_is_a_sentence_and_the_chat_goes_on(broker, chatting):
