@@ -197,6 +197,7 @@ class Rendered:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        self._drawn: tuple[str, str, str] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -215,6 +216,9 @@ class Rendered:
 
     def update(self, said: Said) -> None:
         text = clean(str(said.text))
+        if (now := (text, str(said.thoughts), said.waiting)) == self._drawn:
+            return
+        self._drawn = now
         if text:
             self._grow(HALF.sub("", text), said, last=False)
         elif thoughts := clean(str(said.thoughts)):

@@ -244,6 +244,17 @@ async def test_several_lines_are_one_message_and_the_history_is_the_owners(chatt
         assert await terminal.ended() == 0
 
 
+async def test_a_history_that_has_grown_large_loses_its_oldest_entries(chatting, tmp_path):
+    history = tmp_path / "chat.history"
+    history.write_text("".join(f"\n# 2026-01-01\n+question {i} {'x' * 1000}\n" for i in range(1100)))
+    async with chatting() as terminal:
+        terminal.type(UP)
+        await terminal.see("> question 1099 ")
+    assert 400_000 < history.stat().st_size <= 500_000
+    assert history.read_text().startswith("\n# 2026-01-01\n+question ")
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
 async def test_a_model_is_picked_where_there_are_several_and_changed(chatting):
     async with chatting(model="one=echo,two=echo", see="number or name") as terminal:
         terminal.send("5")
