@@ -9,19 +9,32 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, calls, conversations, docs, health, pages, shares, sockets, statics, threads, transcripts
+from webapp import (
+    access,
+    calls,
+    conversations,
+    docs,
+    health,
+    languages,
+    pages,
+    shares,
+    sockets,
+    statics,
+    threads,
+    transcripts,
+)
 from webapp.calls import CALLS, OpenCalls
 from webapp.docs import DOCS, Docs
+from webapp.languages import PAGES, Pages
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.operations import OPERATIONS
 from webapp.session import SESSIONS, Sessions
 from webapp.sockets import OPEN, OpenSockets
-from webapp.state import BROKER, TEMPLATES
+from webapp.state import BROKER
 from webapp.statics import STATICS
 from webapp.titles import TITLES, Titles
 
@@ -31,12 +44,10 @@ BODY_BYTES = 65_536
 def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app[STATICS], app[OPEN], app[CALLS], app[DOCS] = statics.load(), OpenSockets(), OpenCalls(), Docs.load()
+    app[STATICS] = statics.load(languages.scripts())
+    app[PAGES] = Pages.load(static=app[STATICS].prefix, prompt_bytes=config.prompt_bytes)
+    app[OPEN], app[CALLS], app[DOCS] = OpenSockets(), OpenCalls(), Docs.load()
     app[transcripts.PLACES] = asyncio.Semaphore(transcripts.AT_ONCE)
-    app[TEMPLATES] = Environment(
-        loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    app[TEMPLATES].globals |= {"static": app[STATICS].prefix, "prompt_bytes": config.prompt_bytes}
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
         async with Broker.open(config) as broker, Live(broker).running() as live, Titles(broker).running() as titles:

@@ -13,9 +13,10 @@ from markupsafe import Markup, escape
 
 from broker.errors import FleetError
 from webapp import openapi
+from webapp.languages import ENGLISH, render
 from webapp.openai_answers import dump
 from webapp.operations import OPERATIONS, Operation
-from webapp.state import BROKER, TEMPLATES
+from webapp.state import BROKER
 
 Map = dict[str, Any]
 
@@ -95,18 +96,10 @@ async def page(request: web.Request) -> web.Response:
     """GET /docs/api."""
     origins = request.app[BROKER].config.origins
     secure = request.secure or f"https://{request.host}" in origins
-    text = (
-        request.app[TEMPLATES]
-        .get_template("docs.html")
-        .render(
-            title="FleetChat's API",
-            docs=request.app[DOCS],
-            base=f"{'https' if secure else 'http'}://{request.host}",
-            marked=marked,
-        )
-    )
-    response = web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-cache"})
-    response.enable_compression()
+    base = f"{'https' if secure else 'http'}://{request.host}"
+    values = {"title": "FleetChat's API", "docs": request.app[DOCS], "base": base, "marked": marked}
+    response = render(request, "docs.html", ENGLISH, **values)
+    response.headers["Cache-Control"] = "no-cache"
     return response
 
 

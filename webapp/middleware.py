@@ -9,7 +9,8 @@ from aiohttp import web
 from broker.config import LOOPBACK, Config
 from broker.errors import FleetError, Forbidden, NotFound
 from webapp import access
-from webapp.state import BROKER, TEMPLATES
+from webapp.languages import render
+from webapp.state import BROKER
 
 logger = logging.getLogger("fleetchat.web")
 
@@ -101,10 +102,7 @@ def _answer(
     if allow := (headers or {}).get("Allow"):
         more["Allow"] = allow
     if "text/html" in request.headers.get("Accept", ""):
-        page = (
-            request.app[TEMPLATES]
-            .get_template("error.html")
-            .render(status=status, message=str(error), title=str(status))
-        )
-        return web.Response(text=page, content_type="text/html", status=status, headers=more)
+        page = render(request, "error.html", None, status, status=status, error=error, title=str(status))
+        page.headers.update(more)
+        return page
     return web.json_response({"error": error.to_map() | {"status": status}}, status=status, headers=more)

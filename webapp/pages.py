@@ -3,15 +3,15 @@
 from aiohttp import web
 
 from broker import registry
+from webapp.languages import render
 from webapp.session import SESSIONS
-from webapp.state import BROKER, TEMPLATES
+from webapp.state import BROKER
 
 
 async def chat(request: web.Request) -> web.Response:
     """The chat page; which conversation it shows, its script reads from the address."""
-    page = request.app[TEMPLATES].get_template("chat.html").render(title="FleetChat")
-    response = web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
-    response.enable_compression()
+    response = render(request, "chat.html", title="FleetChat")
+    response.headers["Cache-Control"] = "no-store"
     await request.app[SESSIONS].remember(request, response)
     return response
 

@@ -5,8 +5,9 @@ from aiohttp import web
 from broker import conversations, shares
 from broker.errors import BadRequest
 from webapp.body import read_json
+from webapp.languages import render
 from webapp.session import SESSIONS
-from webapp.state import BROKER, TEMPLATES
+from webapp.state import BROKER
 
 BODY_BYTES = 1024
 
@@ -52,8 +53,6 @@ async def paper(request: web.Request) -> web.Response:
 
 
 def _page(request: web.Request, found: dict[str, object]) -> web.Response:
-    text = request.app[TEMPLATES].get_template("share.html").render(**found)
-    headers = {"Cache-Control": "no-store", "X-Robots-Tag": "noindex, nofollow"}
-    response = web.Response(text=text, content_type="text/html", headers=headers)
-    response.enable_compression()
+    response = render(request, "share.html", **found)
+    response.headers.update({"Cache-Control": "no-store", "X-Robots-Tag": "noindex, nofollow"})
     return response

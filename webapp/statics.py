@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import mimetypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -44,9 +45,10 @@ class Statics:
 STATICS = web.AppKey("statics", Statics)
 
 
-def load() -> Statics:
-    """Read webapp/static."""
-    found = {path: _file(path, node.read_bytes()) for path, node in _walk(files("webapp") / "static", "")}
+def load(made: Mapping[str, bytes]) -> Statics:
+    """Read webapp/static; `made` are files that the app makes, by their path."""
+    bodies = {path: node.read_bytes() for path, node in _walk(files("webapp") / "static", "")} | dict(made)
+    found = {path: _file(path, body) for path, body in bodies.items()}
     digest = hashlib.sha256()
     for path, file in sorted(found.items()):
         digest.update(path.encode() + file.body)

@@ -1,7 +1,7 @@
 /** How an answer looks in each of its states: waiting, growing, finished, failed. It knows no socket and no conversation. */
 
 import { copy, h, icon, setText } from "./dom.js";
-import { n, number, t } from "./i18n.js";
+import { n, number, t, told } from "./i18n.js";
 import { Versions } from "./versions.js";
 
 const MEASURABLE_SECONDS = 0.05; // below, a rate would be a guess
@@ -120,7 +120,7 @@ export class AnswerView {
     this.#mark.hidden = !mark;
     setText(this.#mark, mark);
     setText(this.#facts, facts(this.model, end));
-    if (end.error) this.fail(end.error.message, [[t("Try again"), () => this.#act("again")]]);
+    if (end.error) this.fail(told(end.error), [[t("Try again"), () => this.#act("again")]]);
   }
 
   /** What went wrong, in place of (the rest of) the answer. `actions` are pairs of a label and what it does. */

@@ -10,6 +10,7 @@ import { loadMarkdown } from "./answer.js";
 import { Columns } from "./columns.js";
 import { Composer } from "./composer.js";
 import { $, copy, setText } from "./dom.js";
+import { startFoot } from "./foot.js";
 import { Gauge } from "./gauge.js";
 import { Hero } from "./hero.js";
 import { t } from "./i18n.js";
@@ -19,7 +20,6 @@ import { Picker, usable } from "./picker.js";
 import { obstacle } from "./sayings.js";
 import { SettingsPanel } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { recall, remember } from "./store.js";
 import { Connection } from "./stream.js";
 
 const RESUME_AGAIN_SECONDS = 2;
@@ -98,8 +98,7 @@ class ChatPage {
       const button = event.target.closest(".code-copy");
       if (button) this.#copyCode(button);
     });
-    $("theme").addEventListener("click", () => this.#nextTheme());
-    this.#labelTheme(document.documentElement.dataset.theme ?? "auto");
+    startFoot();
     addEventListener("popstate", () => this.#visit());
     addEventListener("storage", ({ key }) => key === "columns" && this.conversation && this.#columns.differs(this.conversation) && this.reload());
   }
@@ -395,20 +394,6 @@ class ChatPage {
     setText($("heading"), title || (this.temporary ? t("Temporary chat") : t("New chat")));
   }
 
-  // ---- Theme ----
-
-  #nextTheme() {
-    const order = ["auto", "light", "dark"];
-    const theme = order[(order.indexOf(recall("theme", "auto")) + 1) % order.length];
-    remember("theme", theme);
-    if (theme === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = theme;
-    this.#labelTheme(theme);
-  }
-
-  #labelTheme(theme) {
-    setText($("theme-label"), `Theme: ${theme === "auto" ? "automatic" : theme}`);
-  }
 }
 
 new ChatPage();

@@ -1,7 +1,8 @@
 /** Every sentence that the page says, in the language of the person who reads it. English is what stands in the code. */
 
-const messages = {};
-const plural = new Intl.PluralRules(document.documentElement.lang || "en");
+const messages = globalThis.catalogue ?? {};
+export const language = document.documentElement.lang;
+const plural = new Intl.PluralRules(language);
 
 /** `text` in the page's language; `{name}` becomes the value of that name. */
 export function t(text, values = {}) {
@@ -15,7 +16,13 @@ export function n(one, many, count, values = {}) {
 
 /** A number as it is written in the page's language. */
 export function number(value, digits = 0) {
-  return value.toLocaleString(document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+/** What the server's error {code, message} says: its sentence, or that of its code with the details as they came. */
+export function told({ code, message }) {
+  if (messages[message] || !messages[`@${code}`] || code === "internal") return messages[message] ?? message;
+  return t("{sentence} ({details})", { sentence: messages[`@${code}`], details: message });
 }
 
 function fill(text, values) {

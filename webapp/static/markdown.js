@@ -8,6 +8,7 @@
 
 import markdownit from "./vendor/markdown-it/markdown-it.esm.min.js";
 import "./vendor/dompurify/purify.min.js";
+import { t } from "./i18n.js";
 import { mathRules } from "./math.js";
 
 const { DOMPurify } = globalThis;
@@ -36,7 +37,7 @@ for (const rule of ["th_open", "td_open"]) {
     return self.renderToken(tokens, i, options);
   };
 }
-md.renderer.rules.table_open = () => '<div class="table" role="region" aria-label="Table" tabindex="0"><table>';
+md.renderer.rules.table_open = () => `<div class="table" role="region" aria-label="${t("Table")}" tabindex="0"><table>`;
 md.renderer.rules.table_close = () => "</table></div>";
 
 md.renderer.rules.fence = (tokens, i) => codeBlock(tokens[i].content, tokens[i].info.trim().split(/\s+/)[0]);

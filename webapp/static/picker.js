@@ -6,6 +6,7 @@
  */
 
 import { $, h, placeUnder, setText } from "./dom.js";
+import { number, t } from "./i18n.js";
 import { recall, remember } from "./store.js";
 
 const TYPING_MS = 700;
@@ -15,11 +16,16 @@ export function usable(model) {
   return model?.state === "ready" || model?.state === "loading";
 }
 
+/** A model's state in a word or two, where there is little room. */
+function shortState(model) {
+  return model.state === "ready" && model.waiting ? t("{count} waiting", { count: number(model.waiting) }) : stateText(model);
+}
+
 /** A model's state in words. */
 export function stateText({ state, progress, waiting }) {
-  if (state === "loading") return `loading ${progress || 0} %`;
-  if (state === "ready" && waiting) return `ready, ${waiting} waiting`;
-  return state;
+  if (state === "loading") return t("loading {progress} %", { progress: progress || 0 });
+  if (state === "ready") return waiting ? t("ready, {count} waiting", { count: number(waiting) }) : t("ready");
+  return state === "failed" ? t("failed") : t("gone");
 }
 
 export class Picker {
@@ -97,10 +103,10 @@ export class Picker {
 
   #show() {
     const model = this.model;
-    setText($("picker-name"), model?.name ?? "No model is running");
-    setText($("picker-state"), model ? stateText(model).replace("ready, ", "") : "");
+    setText($("picker-name"), model?.name ?? t("No model is running"));
+    setText($("picker-state"), model ? shortState(model) : "");
     $("picker-dot").dataset.state = model?.state ?? "gone";
-    this.#button.setAttribute("aria-label", model ? `Model: ${model.name}, ${stateText(model)}` : "Model: none is running");
+    this.#button.setAttribute("aria-label", model ? t("Model: {name}, {state}", { name: model.name, state: stateText(model) }) : t("No model is running"));
     this.#fill();
     this.#onchange();
   }
@@ -213,15 +219,15 @@ function fillOption({ element, dot, state, text, progress, facts }, model, selec
   setText(state, stateText(model));
   progress.hidden = model.state !== "loading";
   progress.value = model.progress || 0;
-  setText(text, model.state === "failed" ? model.why || "It could not be loaded." : model.description || "");
+  setText(text, model.state === "failed" ? model.why || t("It could not be loaded.") : model.description || "");
   setText(facts, modelFacts(model));
 }
 
 function modelFacts({ parent, context, licence, workers }) {
   const parts = [];
-  if (parent) parts.push(`on ${parent}`);
-  if (context) parts.push(`${context.toLocaleString("en")} tokens of context`);
-  if (workers > 1) parts.push(`${workers} workers`);
+  if (parent) parts.push(t("on {parent}", { parent }));
+  if (context) parts.push(t("{count} tokens of context", { count: number(context) }));
+  if (workers > 1) parts.push(t("{count} workers", { count: number(workers) }));
   if (licence) parts.push(licence);
   return parts.join(" · ");
 }

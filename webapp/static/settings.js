@@ -1,6 +1,7 @@
 /** Temperature, top-p and the token limit: a popover, kept in this browser. */
 
 import { $, placeUnder, setText } from "./dom.js";
+import { t } from "./i18n.js";
 import { recall, remember } from "./store.js";
 
 const DEFAULTS = { temperature: 0.7, top_p: 1, max_tokens: null };
@@ -73,6 +74,6 @@ export class SettingsPanel {
     setText($("top_p-shown"), String(this.values.top_p));
     const changed = Object.keys(DEFAULTS).some((name) => this.values[name] !== DEFAULTS[name]);
     $("settings-open").classList.toggle("changed", changed);
-    $("settings-open").setAttribute("aria-label", changed ? "Answer settings, changed" : "Answer settings");
+    $("settings-open").setAttribute("aria-label", changed ? t("Answer settings, changed") : t("Answer settings"));
   }
 }

@@ -7,6 +7,8 @@
  * server has not confirmed is sent again: by its `ref` the server knows it, if it had taken it already.
  */
 
+import { told } from "./i18n.js";
+
 const { encode, decodeMulti } = globalThis.MessagePack;
 
 const FIRST_RETRY_MS = 300;
@@ -254,6 +256,7 @@ export class Connection {
         changed.add(answer);
         return;
       case "error":
+        message.message = told(message);
         if (this.#asks.delete(message.ref)) return this.#listeners.refused(message);
         return this.#listeners.failed(message);
     }

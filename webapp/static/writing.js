@@ -6,7 +6,7 @@ import { Announcer } from "./announce.js";
 import { contentOf } from "./answer.js";
 import { call } from "./api.js";
 import { $ } from "./dom.js";
-import { t } from "./i18n.js";
+import { t, told } from "./i18n.js";
 import { Path } from "./path.js";
 import { usable } from "./picker.js";
 import { Run } from "./run.js";
@@ -87,7 +87,7 @@ export class Writing extends Path {
     this.nodes.push({ id: run.request_id, role: "assistant", parent: run.message, versions: this.versionsWith(run, run.request_id), view, content, usage: end.usage, reason: end.reason, rating: "", note: "" });
     view.node = this.nodes.at(-1);
     view.finish(content, end);
-    const outcomes = { cancelled: t("Stopped."), length: t("The answer ended at the token limit."), error: end.error?.message };
+    const outcomes = { cancelled: t("Stopped."), length: t("The answer ended at the token limit."), error: end.error && told(end.error) };
     this.#announcer.end(this.loud ? content.text : "", outcomes[end.reason] ?? t("The answer is complete."));
     this.refresh();
     this.host.finished();

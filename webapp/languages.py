@@ -1,0 +1,204 @@
+"""The languages of the pages: which one a reader gets, and what the sentences are called in it.
+
+English is what stands in the code. Every other language is one catalogue, `locale/*/LC_MESSAGES/messages.po`, read when
+the app starts; templates look sentences up by `_()`, the page's modules by `t()` and `n()` of `static/i18n.js`, for which
+a small script with the catalogue stands among the static files. Errors come to the page in English with a code, and are
+translated there.
+
+    python -m webapp.languages      # after a sentence was added or changed: takes it into the catalogues
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Self
+
+from aiohttp import web
+from babel.messages.catalog import Catalog, Message
+from babel.messages.pofile import read_po, write_po
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from broker.errors import FleetError, SetupError
+
+COOKIE = "language"
+CALL = re.compile(r'\b(?:t|n)\(\s*("(?:[^"\\]|\\.)*")(?:,\s*("(?:[^"\\]|\\.)*"))?')  # t("...") and n("...", "...")
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A language: its tag as pages say it, its own name, and the folder of its catalogue."""
+
+    tag: str
+    name: str
+    folder: str = ""
+
+    @property
+    def path(self) -> str:
+        """Its catalogue, in the package."""
+        return f"locale/{self.folder}/LC_MESSAGES/messages.po"
+
+    def read(self) -> Catalog:
+        """Its catalogue; English has an empty one."""
+        if not self.folder:
+            return Catalog()
+        return read_po(io.BytesIO((files("webapp") / self.path).read_bytes()), locale=self.folder)
+
+
+ENGLISH = Language("en", "English")
+LANGUAGES = (ENGLISH, Language("zh-Hant", "繁體中文", "zh_Hant"))
+TAGS = {"en": ENGLISH, **dict.fromkeys(("zh", "zh-tw", "zh-hk", "zh-mo", "zh-hant"), LANGUAGES[1])}
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """The templates in every language, by its tag."""
+
+    environments: Mapping[str, Environment]
+
+    @classmethod
+    def load(cls, **values: object) -> Self:
+        """With `values` for all templates."""
+        return cls({language.tag: _environment(language, values) for language in LANGUAGES})
+
+
+PAGES = web.AppKey("pages", Pages)
+
+
+def preferred(request: web.Request) -> Language:
+    """What the reader has chosen on the page; else the first of the browser's languages that is there; else English."""
+    for language in LANGUAGES:
+        if language.tag == request.cookies.get(COOKIE):
+            return language
+    for tag in _accepted(request.headers.get("Accept-Language", "")):
+        if language := TAGS.get(tag) or TAGS.get("-".join(tag.split("-")[:2])):
+            return language
+        if tag.startswith("en-"):
+            return ENGLISH
+    return ENGLISH
+
+
+def render(
+    request: web.Request, template: str, language: Language | None = None, status: int = 200, /, **values: object
+) -> web.Response:
+    """A page in the reader's language, or in this one, compressed."""
+    language = language or preferred(request)
+    text = request.app[PAGES].environments[language.tag].get_template(template).render(**values)
+    headers = {"Content-Language": language.tag, "Vary": "Accept-Language, Cookie"}
+    response = web.Response(text=text, content_type="text/html", status=status, headers=headers)
+    response.enable_compression()
+    return response
+
+
+def scripts() -> dict[str, bytes]:
+    """For each language but English the script with what the page's modules say, by its path among the static files."""
+    return {f"language/{one.tag}.js": _script(one.read()) for one in LANGUAGES if one.folder}
+
+
+def extract() -> Catalog:
+    """Every sentence of the templates, of the page's modules and of the errors, with the files that it is in."""
+    catalog = Catalog()
+    environment = _environment(ENGLISH, {})
+    for name in environment.list_templates():
+        assert environment.loader is not None
+        source = environment.loader.get_source(environment, name)[0]
+        for line, _, sentence in environment.extract_translations(source):
+            catalog.add(sentence, locations=[(f"webapp/templates/{name}", line)])
+    for node in sorted((files("webapp") / "static").iterdir(), key=lambda node: node.name):
+        if node.name.endswith(".js"):
+            for found in CALL.finditer(node.read_text(encoding="utf-8")):
+                one, many = (json.loads(text) if text else "" for text in found.groups())
+                catalog.add((one, many) if many else one, locations=[(f"webapp/static/{node.name}", 1)])
+    for kind in _errors(FleetError):
+        catalog.add(kind.sentence, locations=[("broker/errors.py", 1)])
+    return catalog
+
+
+def main() -> None:
+    """Take new sentences into the catalogues, and those that nobody says any more out of them."""
+    for language in LANGUAGES:
+        if language.folder:
+            catalog = language.read()
+            catalog.update(extract(), no_fuzzy_matching=True)
+            with open(str(files("webapp") / language.path), "wb") as file:
+                write_po(
+                    file,
+                    catalog,
+                    width=0,
+                    omit_header=True,
+                    ignore_obsolete=True,
+                    include_lineno=False,
+                    sort_by_file=True,
+                )
+
+
+def _environment(language: Language, values: Mapping[str, object]) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("webapp"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+    )
+    known = {m.id: m.string for m in language.read() if isinstance(m.id, str) and m.id and m.string}
+    environment.install_gettext_callables(  # type: ignore[attr-defined]
+        lambda text: known.get(text, text), lambda one, many, count: one if count == 1 else many, newstyle=True
+    )
+
+    def told(error: FleetError) -> str:
+        """As `told` of static/i18n.js."""
+        message, sentence = str(error), known.get(error.sentence)
+        if message in known or not sentence or error.code == "internal":
+            return known.get(message, message)
+        return known.get("{sentence} ({details})", "{sentence} ({details})").format(sentence=sentence, details=message)
+
+    environment.globals |= {"language": language, "languages": LANGUAGES, "told": told, **values}
+    return environment
+
+
+def _accepted(header: str) -> list[str]:
+    """The tags of Accept-Language, lower case, the dearest first."""
+    found = []
+    for part in header.lower().split(","):
+        tag, *options = (word.strip() for word in part.split(";"))
+        quality = next((option[2:] for option in options if option.startswith("q=")), "1")
+        if re.fullmatch(r"[01](\.\d{0,3})?", quality) and float(quality):
+            found.append((-float(quality), tag))
+    return [tag for _, tag in sorted(found, key=lambda pair: pair[0])]
+
+
+def _script(catalog: Catalog) -> bytes:
+    said: dict[str, Any] = {}
+    for message in catalog:
+        if any(path.endswith(".js") for path, _ in message.locations) or message.id in _sentences().values():
+            said |= _entry(message)
+    codes = {f"@{code}": said[sentence] for code, sentence in _sentences().items() if sentence in said}
+    return f"globalThis.catalogue = {json.dumps(said | codes, ensure_ascii=False)};\n".encode()
+
+
+def _entry(message: Message) -> dict[str, Any]:
+    if not message.string:
+        return {}
+    if isinstance(message.id, str):
+        return {message.id: message.string}
+    return {message.id[0]: {"other": message.string[0]}}
+
+
+def _sentences() -> dict[str, str]:
+    """The sentence of each error by its code; where several have one code, the root's."""
+    return {kind.code: kind.sentence for kind in reversed(list(_errors(FleetError)))}
+
+
+def _errors(kind: type[FleetError]) -> Iterator[type[FleetError]]:
+    """This and all below it that a page may see."""
+    if not issubclass(kind, SetupError):
+        yield kind
+        for below in kind.__subclasses__():
+            yield from _errors(below)
+
+
+if __name__ == "__main__":
+    main()
