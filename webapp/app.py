@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, calls, conversations, docs, health, pages, sockets, statics, threads
+from webapp import access, calls, conversations, docs, health, pages, sandbox, sockets, statics, threads
 from webapp.calls import CALLS, OpenCalls
 from webapp.docs import DOCS, Docs
 from webapp.live import LIVE, Live
@@ -64,6 +64,7 @@ def create_app(config: Config) -> web.Application:
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),
+            web.get("/sandbox/{kind}", sandbox.show, name="sandbox"),
             web.get("/static/{version}/{path:.+}", statics.serve, name="static"),
         ]
     )
