@@ -9,9 +9,10 @@
 import { press } from "./controls.js";
 import { parse, render } from "./flavour.js";
 import { newNotes } from "./footnotes.js";
+import { typeset } from "./math.js";
 
 const PAUSE_MS = 50; // between two renderings of the open block
-const PATIENCE = 4; // and never more than a fifth of the time
+const PATIENCE = 4; // and, with layout and paint, never more than a fifth of the time
 const COLOURS_MS = 1000; // between two colourings of code that grows
 
 /** A text's Markdown inside one element; `set` it as often as you like while it grows, then `finish` it. */
@@ -88,7 +89,10 @@ export class LiveMarkdown {
     for (let i = from; i < this.#closed; i++) enhance(this.#element.children[i]);
     if (open) this.#colourOpen();
     this.#last = performance.now();
-    this.#cost = this.#last - begun;
+    setTimeout(() => {
+      this.#last = performance.now(); // the frame has been painted
+      this.#cost = this.#last - begun;
+    });
   }
 
   /** For what may still change: it sees the definitions so far, and its own are forgotten. */
@@ -128,7 +132,7 @@ function enhance(element) {
 
 function formulas(element) {
   if (element.matches(".math:not([data-set])") || element.querySelector(".math:not([data-set])")) {
-    import("./math.js").then(({ typeset }) => typeset(element.parentElement ?? element));
+    typeset(element.parentElement ?? element);
   }
 }
 

@@ -17,9 +17,9 @@ export function mathRules(md) {
   md.renderer.rules.formula_block = (tokens, i) => element("div", tokens[i], tokens[i].meta.open ? " display open" : " display");
 }
 
-/** Set the formulas under `root` that are not set yet. */
+/** Set the formulas under `root` that are not set yet; at once, if KaTeX is there: before they have been painted. */
 export async function typeset(root) {
-  await import("./vendor/katex/katex.min.js");
+  if (!globalThis.katex) await import("./vendor/katex/katex.min.js");
   for (const element of root.querySelectorAll(".math:not(.open):not([data-set])")) {
     element.dataset.set = "";
     const html = globalThis.katex.renderToString(element.dataset.tex, {
