@@ -100,14 +100,14 @@ class Text:
         return "".join(self._parts)
 
 
-async def answer(broker: Broker, request: ChatRequest) -> Answer:
+async def answer(broker: Broker, request: ChatRequest, *, low_priority: bool = False) -> Answer:
     """The whole answer.
 
     Raises:
         FleetError: the one it ended with.
     """
     text = Text()
-    async with ask(broker, request) as frames:
+    async with ask(broker, request, low_priority=low_priority) as frames:
         async for received in frames:
             frame = received.decode()
             text.add(frame)

@@ -103,7 +103,7 @@ async def enqueue(
         status, *details = await broker.scripts.enqueue(
             args=[
                 request.request_id, request.model, queue, request.owner, int(request.keep), request.encode(), job,
-                " ".join(request.KINDS), *limits, BEHIND if low_priority else 0, *([turn.encode()] if turn else []),
+                " ".join(request.KINDS), *limits, BEHIND if low_priority else 0, *([turn.encode(), config.retain_ms] if turn else []),
             ]
         )  # fmt: skip
     if status:

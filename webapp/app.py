@@ -5,6 +5,7 @@ hands the frames to the socket as they were published. Everything else a page ne
 routes are in `webapp.operations`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -12,7 +13,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, calls, conversations, docs, health, pages, sandbox, sockets, statics, threads
+from webapp import (
+    access,
+    calls,
+    conversations,
+    docs,
+    health,
+    pages,
+    sandbox,
+    shares,
+    sockets,
+    statics,
+    threads,
+    transcripts,
+)
 from webapp.calls import CALLS, OpenCalls
 from webapp.docs import DOCS, Docs
 from webapp.live import LIVE, Live
@@ -22,6 +36,7 @@ from webapp.session import SESSIONS, Sessions
 from webapp.sockets import OPEN, OpenSockets
 from webapp.state import BROKER, TEMPLATES
 from webapp.statics import STATICS
+from webapp.titles import TITLES, Titles
 
 BODY_BYTES = 65_536
 
@@ -30,18 +45,20 @@ def create_app(config: Config) -> web.Application:
     """The app, not yet connected: `cleanup_ctx` opens the broker when it starts."""
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
     app[STATICS], app[OPEN], app[CALLS], app[DOCS] = statics.load(), OpenSockets(), OpenCalls(), Docs.load()
+    app[transcripts.PLACES] = asyncio.Semaphore(transcripts.AT_ONCE)
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    app[TEMPLATES].globals["static"] = app[STATICS].prefix
+    app[TEMPLATES].globals |= {"static": app[STATICS].prefix, "prompt_bytes": config.prompt_bytes}
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
-        async with Broker.open(config) as broker, Live(broker).running() as live:
-            app[BROKER], app[LIVE], app[SESSIONS] = broker, live, Sessions(broker)
+        async with Broker.open(config) as broker, Live(broker).running() as live, Titles(broker).running() as titles:
+            app[BROKER], app[LIVE], app[SESSIONS], app[TITLES] = broker, live, Sessions(broker), titles
             yield
 
     app.cleanup_ctx.append(connected)
     app.cleanup_ctx.append(sockets.watched)
+    app.cleanup_ctx.append(conversations.retained)
     app.on_shutdown.append(calls.close_all)
     app.on_shutdown.append(sockets.close_all)
     app.on_response_prepare.append(access.sign)
@@ -52,12 +69,22 @@ def create_app(config: Config) -> web.Application:
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
             web.get("/conversations", conversations.index, name="conversations"),
+            web.get("/conversations/search", conversations.find, name="search"),
             web.get("/conversations/{conversation}", threads.show, name="thread"),
             web.put("/conversations/{conversation}/leaf", threads.choose, name="thread-leaf"),
             web.delete("/conversations/{conversation}/messages/{message}", threads.delete, name="message-delete"),
             web.put("/conversations/{conversation}/messages/{message}/rating", threads.rate, name="message-rating"),
-            web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
+            web.patch("/conversations/{conversation}", conversations.change, name="conversation-change"),
             web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
+            web.post("/conversations/{conversation}/restore", conversations.restore, name="conversation-restore"),
+            web.get("/conversations/{conversation}/export", transcripts.export, name="conversation-export"),
+            web.post("/conversations/{conversation}/shares", shares.create, name="conversation-share"),
+            web.get("/c/{conversation}/print", shares.paper, name="conversation-print"),
+            web.get("/s/{share}", shares.page, name="share"),
+            web.get("/shares", shares.index, name="shares"),
+            web.delete("/shares/{share}", shares.revoke, name="share-revoke"),
+            web.get("/export", transcripts.export_all, name="export"),
+            web.post("/import", transcripts.take, name="take"),
             *(route for operation in OPERATIONS for route in operation.routes),
             web.get("/openapi.json", docs.document, name="openapi"),
             web.get("/docs/api", docs.page, name="docs"),

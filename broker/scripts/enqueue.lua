@@ -2,7 +2,7 @@
 -- ARGV: id, model, its queue, owner, keep, prompt, job, kinds of models that can do it, wait_ms, run_ms, queue_limit,
 --       user_limit (0: none), turns behind (priority),
 --       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user),
---       settings (JSON), begun (parts of the answer that it goes on from)
+--       settings (JSON), begun (parts of the answer that it goes on from); and how long it is kept (ms; 0: for ever)
 -- Returns {0, place}, {0} it had been accepted before, or {-1, seconds until the queue has moved on} queue full, {-2, share} share used,
 -- {-3} not the owner's, {-4} as many answers are under way in it as may be, {-5} no such model, {-6, why or ''} nobody serves it,
 -- {-7} the model is of another kind
@@ -10,6 +10,7 @@ local id, model, queue, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], AR
 local kinds, wait_ms, run_ms = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 local queue_limit, user_limit = tonumber(ARGV[11]), tonumber(ARGV[12])
 local behind, kept = tonumber(ARGV[13]), ARGV[14] and cmsgpack.unpack(ARGV[14])
+local retain_ms = tonumber(ARGV[15] or 0)
 local at, waits, turns, live = now_ms(), K.queue(queue), K.turns(queue), share(owner, model, queue)
 local COLUMNS, requests = 4, {}  -- answers that may be under way in one conversation, and those that are
 
@@ -66,7 +67,10 @@ if kept then
   requests[#requests + 1] = id
   redis.call('HSET', conversation, 'requests', table.concat(requests, ' '), 'leaf', kept.parent, 'updated', at)
   if kept.settings then redis.call('HSET', conversation, 'settings', kept.settings) end
+  redis.call('HDEL', conversation, 'archived')  -- what is spoken in again comes back
+  redis.call('ZREM', K.archived(owner), kept.conversation)
   redis.call('ZADD', K.conversations(owner), at, kept.conversation)
+  retain(kept.conversation, owner, retain_ms, at)
   redis.call('PUBLISH', K.events_of(owner),
     cmsgpack.pack({type = 'event', event = 'began', conversation = kept.conversation, request_id = id, message = kept.parent}))
 end
@@ -86,7 +90,7 @@ local score = string.format('%.9f', start + behind + arrival / 16777216)
 
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'queue', queue, 'owner', owner, 'keep', keep, 'created', at,
   'history', history(), 'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
-  'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
+  'retain_ms', retain_ms, 'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
 if kept and kept.begun then redis.call('HSET', K.request(id), 'begun', kept.begun) end
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)

@@ -114,7 +114,8 @@ def test_calls_thoughts_and_scores_are_as_described(document):
     ):
         paper = Paper(form, requests, 1, 1)
         fits(document, whole, paper.whole([said]))
-        for one in (paper.chunk(0, said), paper.chunk(0, said) | {"usage": None}, paper.last()):
+        chunks = paper.chunks(0, said)
+        for one in (*chunks, chunks[0] | {"usage": None}, paper.last()):
             fits(document, chunk, one)
 
 
