@@ -27,6 +27,75 @@ async def show(tab, text: str) -> str:
     )
 
 
+GROWN = """# A heading
+
+A paragraph with a note[^1] and **bold** words.
+
+- [ ] one
+- [x] two
+
+```python
+def f():
+    return "some code"
+```
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+| 3 | 4 |
+
+$$
+x^2
+$$
+
+The end.
+
+[^1]: The note.
+"""
+
+
+async def test_while_it_grows_only_the_open_block_is_rendered_and_nothing_jumps(visitor, tab):
+    await show(tab, "$$x$$ `warm`\n\n```python\nx\n```")  # KaTeX and the colours are there
+    await expect(tab.locator(".scroller > .md .math[data-set]")).to_be_visible()
+    found = await tab.evaluate(
+        """async (text) => {
+          const base = document.querySelector('script[src$="chat.js"]').src;
+          const { LiveMarkdown } = await import(new URL("markdown.js", base));
+          const element = document.createElement("div");
+          element.className = "md";
+          document.querySelector(".scroller > .md").replaceWith(element);
+          let shift = 0;
+          new PerformanceObserver((list) => list.getEntries().forEach(({ value }) => (shift += value))).observe({ type: "layout-shift" });
+          const live = new LiveMarkdown(element);
+          const touched = [];
+          const watcher = new MutationObserver((records) => touched.push(...records.map(({ target }) => target)));
+          const frame = () => new Promise(requestAnimationFrame);
+          const watched = new Set();
+          for (let length = 4; length < text.length; length += 4) {
+            live.set(text.slice(0, length));
+            await new Promise((done) => new MutationObserver((_, o) => (o.disconnect(), done())).observe(element, { subtree: true, childList: true, characterData: true, attributes: true }) ?? setTimeout(done, 60));
+            await frame();
+            // All but the last two are closed: the one before the last may just have been.
+            for (const block of [...element.children].slice(0, -2)) {
+              if (watched.has(block)) continue;
+              watched.add(block);
+              watcher.observe(block, { subtree: true, childList: true, characterData: true });
+            }
+          }
+          live.finish(text);
+          await frame();
+          await frame();
+          const kept = [...watched].every((block) => block.parentNode === element);
+          return { kept, blocks: watched.size, touched: touched.filter((t) => !t.closest?.("code")).length, shift };
+        }""",
+        GROWN,
+    )
+    assert found["kept"]
+    assert found["blocks"] >= 5
+    assert found["touched"] == 0
+    assert found["shift"] < 0.005
+
+
 async def test_tables_tasks_strikes_and_nested_lists(visitor, tab):
     await show(
         tab,
@@ -41,6 +110,11 @@ async def test_tables_tasks_strikes_and_nested_lists(visitor, tab):
     await expect(md.locator("td").nth(1)).to_have_class("align-center")
     await expect(md.locator("td").nth(2)).to_have_class("align-right")
     await expect(md.locator("input")).to_have_count(0)
+
+
+async def test_headings_leave_no_level_out(visitor, tab):
+    html = await show(tab, "#### a\n\n###### b\n\n##### c\n\n# d\n\n## e")
+    assert re.findall(r"<h(\d)>(\w)", html) == [("3", "a"), ("4", "b"), ("4", "c"), ("3", "d"), ("3", "e")]
 
 
 @pytest.mark.parametrize(

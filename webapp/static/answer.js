@@ -147,7 +147,7 @@ export class AnswerView {
   #fill({ text, reasoning = "", calls = [], thought = 0 }, whole) {
     this.text = text;
     const thinking = !whole && !text && !calls.length;
-    this.#thinking.hidden = !reasoning;
+    if (this.#thinking.hidden === Boolean(reasoning)) this.#thinking.hidden = !reasoning;
     this.#thinking.classList.toggle("live", thinking);
     setText(this.#thoughtsTitle, thinking ? t("Thinking…") : thought >= THOUGHT_SECONDS ? t("Thought for {time}", { time: duration(thought) }) : t("Thoughts"));
     setText(this.#thoughts, reasoning);

@@ -7,7 +7,7 @@ import markdownit from "./vendor/markdown-it/markdown-it.esm.min.js";
 import "./vendor/dompurify/purify.min.js";
 import { wraps } from "./controls.js";
 import { emphasisRules } from "./emphasis.js";
-import { footnoteRules } from "./footnotes.js";
+import { footnoteRules, newNotes } from "./footnotes.js";
 import { t } from "./i18n.js";
 import { mathRules } from "./math.js";
 import { taskRules } from "./tasks.js";
@@ -23,14 +23,16 @@ md.use(footnoteRules, { mark: (number) => t("Footnote {number}", { number }), ba
 const escape = md.utils.escapeHtml;
 const { rules } = md.renderer;
 
-// The page's own headings come first: an answer's begin at the third level.
-for (const rule of ["heading_open", "heading_close"]) {
-  rules[rule] = (tokens, i, options, env, self) => {
-    const level = Number(tokens[i].tag.slice(1));
-    tokens[i].tag = `h${Math.min(6, level + 2)}`;
-    return self.renderToken(tokens, i, options);
-  };
-}
+// The page's own headings come first: an answer's begin at the third level, and leave none out on the way down.
+md.core.ruler.push("outline", ({ tokens, env: { outline } }) => {
+  tokens.forEach((token, i) => {
+    if (token.type !== "heading_open") return;
+    const level = Number(token.tag.slice(1));
+    outline.top ??= level;
+    outline.last = Math.max(3, Math.min(3 + level - outline.top, outline.last + 1, 6));
+    token.tag = tokens[i + 2].tag = `h${outline.last}`;
+  });
+});
 
 // Inline styles are forbidden by the page's policy: the alignment of a column becomes a class.
 for (const rule of ["th_open", "td_open"]) {
@@ -97,7 +99,12 @@ purifier.addHook("afterSanitizeAttributes", (node) => {
   node.setAttribute("rel", "noopener noreferrer");
 });
 
-/** The blocks of a text; `env` collects what later parts need to know (see LiveMarkdown). */
+/** What is known before the first block: link definitions, footnotes (with ids that begin so) and the headings' levels. */
+export function newKnowledge(prefix) {
+  return { references: {}, notes: newNotes(prefix), outline: { top: null, last: 2 } };
+}
+
+/** The blocks of a text; `env` is what is known, with `growing` (more will come) and `open` (it may still change). */
 export function parse(text, env) {
   return md.parse(text, env);
 }

@@ -7,8 +7,7 @@
  */
 
 import { press } from "./controls.js";
-import { parse, render } from "./flavour.js";
-import { newNotes } from "./footnotes.js";
+import { newKnowledge, parse, render } from "./flavour.js";
 import { typeset } from "./math.js";
 
 const PAUSE_MS = 50; // between two renderings of the open block
@@ -23,8 +22,7 @@ export class LiveMarkdown {
   #text = "";
   #offset = 0; // of the first character that is not in a closed block
   #closed = 0; // elements of closed blocks
-  #references = {}; // link definitions of closed blocks
-  #notes = newNotes(this.#prefix); // footnotes of closed blocks
+  #known = newKnowledge(this.#prefix); // from closed blocks
   #timer = 0;
   #cost = 0;
   #last = 0;
@@ -49,7 +47,7 @@ export class LiveMarkdown {
     const begun = this.#offset;
     this.#render(false);
     // A definition may stand after its use, and of a note that was expected there may be none.
-    if (begun && (Object.keys(this.#references).length || this.#notes.found.size)) this.#again();
+    if (begun && (Object.keys(this.#known.references).length || this.#known.notes.found.size)) this.#again();
     enhance(this.#element);
   }
 
@@ -61,8 +59,7 @@ export class LiveMarkdown {
 
   #reset() {
     this.#offset = this.#closed = 0;
-    this.#references = {};
-    this.#notes = newNotes(this.#prefix);
+    this.#known = newKnowledge(this.#prefix);
   }
 
   #again() {
@@ -78,7 +75,7 @@ export class LiveMarkdown {
     const length = open ? closedLength(parse(tail, this.#env(true)), tail) : tail.length;
     const blocks = document.createDocumentFragment();
     if (length) {
-      blocks.append(render(tail.slice(0, length), { references: this.#references, notes: this.#notes, growing: open }));
+      blocks.append(render(tail.slice(0, length), { ...this.#known, growing: open }));
       this.#offset += length;
       tail = tail.slice(length);
     }
@@ -97,7 +94,7 @@ export class LiveMarkdown {
 
   /** For what may still change: it sees the definitions so far, and its own are forgotten. */
   #env(open) {
-    return { references: { ...this.#references }, notes: structuredClone(this.#notes), open, growing: open };
+    return { ...structuredClone(this.#known), open, growing: open };
   }
 
   /** Colours for long code before it is complete, now and then. */
