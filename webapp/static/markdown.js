@@ -11,7 +11,7 @@ import { newKnowledge, parse, render } from "./flavour.js";
 import { typeset } from "./math.js";
 
 const PAUSE_MS = 50; // between two renderings of the open block
-const PATIENCE = 4; // and, with layout and paint, never more than a fifth of the time
+const PATIENCE = 3; // and, with layout and paint, never more than a quarter of the time
 const COLOURS_MS = 1000; // between two colourings of code that grows
 
 /** A text's Markdown inside one element; `set` it as often as you like while it grows, then `finish` it. */
