@@ -15,7 +15,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
     worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
     request:{R}          hash     limits + 2 min      every script          all          state, worker, epoch, times …
-    prompt:{R}           string   as request          enqueue               worker       the request itself (msgpack)
+    prompt:{R}           string   as request          enqueue               claim worker the request itself (msgpack)
     frames:{R}           list     as request          append end            readers      the answer so far (msgpack frames)
     tokens:{R}           string   as request          append                worker       its token ids so far (uint32)
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id

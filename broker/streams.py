@@ -1,9 +1,10 @@
 """Writing an answer's frames, and reading them without a gap.
 
 The list `frames:{R}` is the truth and its length the next number; the channel `stream:{R}` brings each frame at once.
-A reader subscribes, waits for the confirmation, reads the list, then takes live frames and drops what it has. A gap, a
-renewed subscription, an overflowing mailbox or silence all mean the same: read the list from the next number. So late,
-again, or on another web process are no special cases.
+A reader subscribes, waits for the confirmation, reads the list (unless its request is accepted only then, see
+`broker.chat`), then takes live frames and drops what it has. A gap, a renewed subscription, an overflowing mailbox or
+silence all mean the same: read the list from the next number. So late, again, or on another web process are no special
+cases.
 """
 
 import math

@@ -24,6 +24,7 @@ def main() -> None:
         config = Config.from_env()
         logs.configure(config.log)
         app = create_app(config)
+        gc.collect()
         gc.freeze()  # what the imports brought is never garbage; to look through it stops all streams meanwhile
         logger.info("listening on http://%s:%d", config.host, config.port)
         web.run_app(

@@ -243,7 +243,7 @@ class Paper:
 def usage(counts: Sequence[tuple[int, int]], per_prompt: int = 1) -> Map:
     """OpenAI's usage: a prompt counts once, however many answers it has.
 
-    The tokens of an answer are those that `logprobs` lists; the one that ended it counts nowhere.
+    The tokens of an answer are those that `logprobs` lists, but for the one that ended it, which counts nowhere.
 
     Args:
         counts: of each answer: tokens of its prompt, and its own.
@@ -333,8 +333,9 @@ def _by_call(deltas: Iterable[Map]) -> list[list[Map]]:
     found = []
     for _, group in groupby(deltas, lambda delta: delta["index"]):
         first, *rest = group
-        arguments = "".join(delta["function"].get("arguments") or "" for delta in (first, *rest))
-        found.append([first | {"function": first["function"] | {"arguments": arguments}}])
+        functions = [delta.get("function") or {} for delta in (first, *rest)]  # a server behind may leave it out
+        arguments = "".join(function.get("arguments") or "" for function in functions)
+        found.append([first | {"function": functions[0] | {"arguments": arguments}}])
     return found
 
 

@@ -19,8 +19,7 @@ from broker.messages import ChatRequest, EmbedRequest, Frame
 from broker.streams import Reader
 from broker.tasks import stop
 from webapp import access, openai_answers
-from webapp.body import read_json
-from webapp.calls import CALLS
+from webapp.calls import CALLS, read_body
 from webapp.openai_answers import ChatForm, CompletionForm, Map, Paper, Progress, Said
 from webapp.openai_types import Asked, ChatCompletion, Completion, Embedding, StreamOptions, check
 from webapp.sse import Events
@@ -60,14 +59,14 @@ async def model(request: web.Request) -> web.Response:
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
-    asked = check(ChatCompletion, await _body(request))
+    asked = check(ChatCompletion, await read_body(request))
     requests = asked.requests(request[access.ACCOUNT].id)
     return await _answer(request, asked, requests, Paper(ChatForm(asked.logprobs), requests, asked.n, asked.n))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
-    asked = check(Completion, await _body(request))
+    asked = check(Completion, await read_body(request))
     requests, candidates = asked.requests(request[access.ACCOUNT].id), asked.candidates
     shown = [one for k, one in enumerate(requests) if k % candidates < asked.n]
     form = CompletionForm(shown, echo=asked.echo, logprobs=asked.logprobs)
@@ -76,7 +75,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings."""
-    asked = check(Embedding, await _body(request, EmbedRequest.ROOM))
+    asked = check(Embedding, await read_body(request, EmbedRequest.ROOM))
     account = request[access.ACCOUNT]
     access.check_model(request, asked.model)
     wanted = asked.request(account.id)
@@ -99,12 +98,6 @@ async def embeddings(request: web.Request) -> web.Response:
             await asyncio.sleep(0)  # others' turn: a million numbers take half a second to write
     body = openai_answers.embedding_list(entries, asked.model, tokens)
     return web.Response(body=body, content_type="application/json")
-
-
-async def _body(request: web.Request, room: int = 1) -> Map:
-    # JSON may write a character in six, and a token id in eleven; the prompt itself is measured by `ask`.
-    async with request.app[CALLS].open():
-        return await read_json(request, 2 * room * request.app[BROKER].config.prompt_bytes + 65_536)
 
 
 async def _answer(

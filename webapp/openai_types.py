@@ -270,7 +270,7 @@ class Asked(Closed):
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description=f"The answer is one of these texts. {ONE_FORM}"
     )
-    guided_grammar: str | None = Field(default=None, description=f"A grammar in Lark's syntax. {ONE_FORM}")
+    guided_grammar: str | None = Field(default=None, description=f"A grammar in Lark's syntax or GBNF. {ONE_FORM}")
     regex: str | None = Field(default=None, description=f"SGLang's name. {PASSED_OVER}")
     ebnf: str | None = Field(default=None, description=f"SGLang's name. {PASSED_OVER}")
 

@@ -14,8 +14,7 @@ from broker import chat, registry
 from broker.errors import BadRequest, NoWorker, from_map
 from broker.messages import TOKEN_ID, ChatRequest, TokenRequest
 from webapp import access
-from webapp.body import read_json
-from webapp.calls import CALLS
+from webapp.calls import CALLS, read_body
 from webapp.openai_answers import Map, dump
 from webapp.openai_types import ChatMessage, ModelName, Tool, check
 from webapp.protocol import Closed
@@ -102,7 +101,7 @@ class TokenCheck(Closed):
 
 async def tokenize(request: web.Request) -> web.Response:
     """POST /tokenize: the ids of a text, or of messages as the model's template writes them."""
-    body = await _body(request)
+    body = await read_body(request)
     asked = check(TokenizeText, body) if body.get("messages") is None else check(TokenizeChat, body)
     model = await _model(request, asked.model)
     said = await _ask(request, asked.request(model, request[access.ACCOUNT].id))
@@ -111,7 +110,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 async def detokenize(request: web.Request) -> web.Response:
     """POST /detokenize: the text of ids, control tokens included."""
-    asked = check(Detokenize, await _body(request))
+    asked = check(Detokenize, await read_body(request))
     model = await _model(request, asked.model)
     return _json(await _ask(request, TokenRequest("detokenize", _prompt(request, model, asked.tokens))))
 
@@ -125,7 +124,7 @@ async def tokenizer_info(request: web.Request) -> web.Response:
 
 async def token_check(request: web.Request) -> web.Response:
     """POST /api/v1/token_check, as FastChat has it: whether prompts and so many tokens of answers fit their models."""
-    asked = check(TokenCheck, await _body(request))
+    asked = check(TokenCheck, await read_body(request))
     found = []
     for one in asked.prompts:
         of = _prompt(request, await _model(request, one.model), one.prompt)
@@ -133,10 +132,6 @@ async def token_check(request: web.Request) -> web.Response:
         count, context = said["count"], said["max_model_len"]
         found.append({"fits": count + one.max_tokens <= context, "tokenCount": count, "contextLength": context})
     return _json({"prompts": found})
-
-
-async def _body(request: web.Request) -> Map:
-    return await read_json(request, 2 * request.app[BROKER].config.prompt_bytes + 65_536)  # as in `openai_api`
 
 
 async def _model(request: web.Request, name: str | None) -> str:

@@ -152,6 +152,7 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
             return
         stack.push_async_callback(engine.close)
         stack.callback(presence.forget_engine)  # before it is closed, so that nobody is told of a dead one
+        gc.collect()  # what is garbage now would stay for good
         gc.freeze()  # torch's and the model's 400 000 objects are no garbage; to look through them stops all answers
         stack.callback(gc.unfreeze)
         presence.engine = engine

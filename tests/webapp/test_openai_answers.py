@@ -86,6 +86,14 @@ def test_a_chunk_has_one_delta_of_one_call():
     assert (first["finish_reason"], second["finish_reason"]) == (None, "tool_calls")
 
 
+def test_a_server_behind_may_send_deltas_of_calls_without_a_function():
+    calls = [{"index": 0, "id": "a", "type": "function"}, {"index": 0, "function": {"name": "f", "arguments": "{}"}}]
+    paper = Paper(ChatForm(False), [request()], 1, 1)
+    chunks = [chunk for call in calls for chunk in paper.chunks(0, Said(calls=[call]))]
+    told = [delta for chunk in chunks for delta in chunk["choices"][0]["delta"]["tool_calls"]]
+    assert openai_answers._join_calls(told) == openai_answers._join_calls(calls)
+
+
 def test_half_characters_infinities_and_tokens_of_one_text_are_json():
     form = CompletionForm([ChatRequest("m", (), prompt=(1, 2))], echo=True, logprobs=2)
     said = Progress().take(
