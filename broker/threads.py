@@ -13,7 +13,7 @@ from broker import keys
 from broker.connection import Broker, redis_errors
 from broker.conversations import Conversation, StoredMessage, load, path
 from broker.errors import BadRequest, NoSuchConversation, NotFound
-from broker.messages import pack
+from broker.messages import pack, unpack
 
 PAGE = 40
 RATINGS = ("up", "down", "flag")
@@ -31,7 +31,7 @@ class Run:
     message: str  # the user's that it answers
     model: str
     created: int  # milliseconds since 1970
-    begun: bool  # it goes on from an earlier answer
+    begun: tuple[dict[str, Any], ...]  # parts of the answer that it goes on from
     ended: bool = False
 
 
@@ -43,7 +43,7 @@ class Shown:
     leaf: str
     messages: list[dict[str, Any]]  # each with the ids of its versions
     more: bool  # there are earlier ones
-    running: list[Run]
+    running: list[dict[str, Any]]  # each with the ids of its versions
 
     def to_map(self) -> dict[str, Any]:
         return {
@@ -51,7 +51,7 @@ class Shown:
             "leaf": self.leaf,
             "messages": self.messages,
             "more": self.more,
-            "running": [asdict(run) for run in self.running],
+            "running": self.running,
         }
 
 
@@ -79,7 +79,8 @@ async def show(
         whole = whole[: ids.index(before)]
     versions = _versions(messages, running)
     page = [m.to_map() | {"versions": versions[m.parent, m.role]} for m in whole[-count:]]
-    return Shown(conversation, tip, page, len(whole) > count, running)
+    under_way = [asdict(run) | {"versions": versions[run.message, "assistant"]} for run in running]
+    return Shown(conversation, tip, page, len(whole) > count, under_way)
 
 
 async def choose(broker: Broker, conversation_id: str, owner: str, leaf: str) -> None:
@@ -161,7 +162,7 @@ async def _running(broker: Broker, requests: Iterable[str]) -> list[Run]:
                 pipe.hmget(keys.request(request_id), ["state", "parent", "model", "created", "begun"])
             found = await pipe.execute()
     return [
-        Run(i, parent.decode(), model.decode(), int(created), begun is not None, state == b"ended")
+        Run(i, parent.decode(), model.decode(), int(created), tuple(unpack(begun) if begun else ()), state == b"ended")
         for i, (state, parent, model, created, begun) in zip(ids, found, strict=True)
         if state is not None and parent and model and created
     ]

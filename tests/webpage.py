@@ -94,7 +94,8 @@ async def tab() -> AsyncIterator[Page]:
     """A page whose console must stay empty; a test may add to `tab.forgiven` what the console may say."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = await browser.new_page(viewport={"width": 1280, "height": 800})
+        context = await browser.new_context(viewport={"width": 1280, "height": 800})
+        tab = await context.new_page()
         said: list[str] = []
         # a page that reconnects cannot keep Chromium from noting that it could not yet
         tab.forgiven = ["WebSocket connection to"]

@@ -31,7 +31,7 @@ def create_app(config: Config) -> web.Application:
     app[TEMPLATES] = Environment(
         loader=PackageLoader("webapp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    app[TEMPLATES].globals["static"] = app[STATICS].prefix
+    app[TEMPLATES].globals |= {"static": app[STATICS].prefix, "prompt_bytes": config.prompt_bytes}
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
         async with Broker.open(config) as broker, Live(broker).running() as live:

@@ -146,10 +146,11 @@ async def test_answers_under_way_are_versions_and_have_a_path(broker):
         await queues.enqueue(broker, one, Turn(conversation, parent))
     page = await threads.show(broker, conversation, "anna", leaf=asked[0].request_id)
     assert page.leaf == "q2"
-    assert [(run.request_id, run.message, run.model, run.begun) for run in page.running] == [
-        (one.request_id, parent, "m", False) for one, parent in zip(asked, ("q2", "q1"), strict=True)
-    ]
     first, second = [one.request_id for one in asked]
+    assert [(r["request_id"], r["message"], r["model"], r["begun"], r["versions"]) for r in page.running] == [
+        (first, "q2", "m", (), ["a2", "b2", first]),
+        (second, "q1", "m", (), ["a1", "b1", second]),
+    ]
     assert (await shown(broker, conversation, leaf="b2"))[3] == ("b2", ["a2", "b2", first])
     assert (await shown(broker, conversation, leaf="b1"))[1] == ("b1", ["a1", "b1", second])
     assert [i for i, _ in await shown(broker, conversation)] == ["q1"]  # the newest one is an answer to it

@@ -1,12 +1,288 @@
-"""The chat page in a real Chromium: what a person does with one conversation."""
+"""The chat page in a real Chromium: what a person does with the messages of one conversation."""
+
+import re
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Locator, Page, expect
+
+from broker import conversations, keys
+from broker.messages import new_id, pack
+from helpers import eventually
 
 pytestmark = pytest.mark.timeout(60)
 
 
-async def test_an_answer_appears_under_its_question(visitor, tab):
+def act(turn: Locator, name: str) -> Locator:
+    """A button of a message."""
+    return turn.get_by_role("button", name=name, exact=True)
+
+
+def questions(tab: Page) -> Locator:
+    return tab.locator(".turn.question")
+
+
+def answers(tab: Page) -> Locator:
+    return tab.locator(".turn.answer")
+
+
+async def press(button: Locator) -> None:
+    """By keyboard, so that it need not be hovered first."""
+    await button.focus()
+    await button.press("Enter")
+
+
+async def test_an_answer_appears_under_its_question_with_its_figures(visitor, tab):
     await visitor.ask("**bold** words")
     await expect(visitor.answer.locator("strong")).to_have_text("bold")
-    await expect(tab.locator(".turn.question")).to_have_count(1)
+    await expect(questions(tab)).to_have_count(1)
+    await expect(answers(tab).locator(".facts")).to_have_text(
+        re.compile(r"echo · 2\stokens · first\safter\s.*\sin\sall")
+    )
+    await expect(tab.locator("#gauge")).to_have_attribute("aria-label", re.compile("4 of 131,072 tokens used"))
+
+
+async def test_a_question_is_edited_and_its_versions_stay(visitor, tab):
+    await visitor.ask("one")
+    await expect(visitor.answer).to_have_text("one")
+    await press(act(questions(tab), "Edit this message"))
+    field = questions(tab).locator("textarea")
+    await field.press("Escape")
+    await expect(questions(tab).locator(".question-text")).to_have_text("one")
+    await press(act(questions(tab), "Edit this message"))
+    await field.fill("two")
+    await field.press("Control+Enter")
+    await expect(visitor.answer).to_have_text("two")
+    await expect(questions(tab)).to_have_count(1)
+    await expect(questions(tab).locator(".versions-shown")).to_have_text("2 / 2")
+    await press(act(questions(tab), "Version before"))
+    await expect(visitor.answer).to_have_text("one")
+    await expect(questions(tab).locator(".versions-shown")).to_have_text("1 / 2")
+    await expect(act(questions(tab), "Version after")).to_be_focused()
+    await expect(tab.locator("#live")).to_contain_text("Version 1 of 2")
+    await tab.reload()
+    await expect(visitor.answer).to_have_text("one")
+    await tab.keyboard.press("Escape")
+    await press(act(questions(tab), "Version after"))
+    await expect(visitor.answer).to_have_text("two")
+
+
+async def test_another_answer_is_a_version_beside_the_first_also_in_the_middle(visitor, tab):
+    for text in ("first", "second"):
+        await visitor.ask(text)
+        await expect(visitor.answer).to_have_text(text)
+    await press(act(answers(tab).first, "Write the answer again"))
+    await expect(questions(tab)).to_have_count(1)
+    await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
+    await expect(visitor.answer).to_have_text("first")
+    await press(act(answers(tab), "Version before"))
+    await expect(questions(tab)).to_have_count(2)
+    await expect(visitor.answer).to_have_text("second")
+    await expect(answers(tab).first.locator(".versions-shown")).to_have_text("1 / 2")
+
+
+async def test_another_model_answers_from_the_menu(visitor, tab, worker_in):
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    async with worker_in(model="parrot=echo"):
+        await expect(tab.locator("#models [data-name=parrot]")).to_have_count(1)
+        await press(act(answers(tab), "More"))
+        await tab.get_by_role("menuitem", name="Write again with parrot").press("Enter")
+        await expect(answers(tab).locator(".facts")).to_contain_text("parrot · 1 token")
+        await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
+
+
+async def test_an_answer_that_ended_too_early_goes_on(visitor, tab):
+    await tab.evaluate("localStorage.setItem('settings', JSON.stringify({max_tokens: 3}))")
+    await tab.reload()
+    await visitor.ask("/echo 6")
+    await expect(answers(tab).locator(".mark")).to_have_text("Ended at the token limit")
+    await expect(visitor.answer).to_have_text("1 2 3")
+    await answers(tab).get_by_role("button", name="Continue").click()
+    await expect(visitor.answer).to_have_text("1 2 3 4 5 6")
+    await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
+    await tab.reload()
+    await expect(visitor.answer).to_have_text("1 2 3 4 5 6")
+    await expect(answers(tab).get_by_role("button", name="Continue")).to_be_hidden()
+
+
+async def test_a_reload_while_an_answer_goes_on_shows_all_of_it(visitor, tab):
+    await visitor.ask("/echo 400 20ms")
+    await expect(visitor.answer).to_contain_text("9")
+    await tab.keyboard.press("Escape")
+    await answers(tab).get_by_role("button", name="Continue").click()
+    await expect(answers(tab).locator(".turn-foot")).to_be_hidden()
+    await tab.reload()
+    await expect(visitor.answer).to_contain_text("1 2 3 4 5 6 7 8 9 10")
+    await tab.locator("#stop").click()
+    await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
+    stopped = await visitor.words()
+    assert stopped == [str(i) for i in range(1, len(stopped) + 1)]
+
+
+async def test_an_answer_is_rated_with_a_note(visitor, tab, broker):
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    bad = act(answers(tab), "Bad answer")
+    await press(bad)
+    await expect(bad).to_have_attribute("aria-pressed", "true")
+    await tab.get_by_label("Note", exact=True).fill("too short")
+    await tab.keyboard.press("Enter")
+    await expect(bad).to_be_focused()
+    await eventually(lambda: _ratings(broker, 2))
+    await tab.reload()
+    await expect(bad).to_have_attribute("aria-pressed", "true")
+    await press(bad)
+    await expect(bad).to_have_attribute("aria-pressed", "false")
+    (entries,) = [await eventually(lambda: _ratings(broker, 3))]
+    assert [(e[b"rating"], e[b"note"]) for _, e in entries] == [(b"down", b""), (b"down", b"too short"), (b"", b"")]
+
+
+async def _ratings(broker, count):
+    entries = await broker.redis.xrange(keys.RATINGS)
+    return entries if len(entries) == count else None
+
+
+async def test_deleting_asks_first_and_takes_what_is_below(visitor, tab):
+    for text in ("first", "second"):
+        await visitor.ask(text)
+        await expect(visitor.answer).to_have_text(text)
+    await press(act(questions(tab).last, "Delete from here"))
+    await tab.get_by_role("button", name="Keep it").click()
+    await expect(questions(tab)).to_have_count(2)
+    await press(act(questions(tab).last, "Delete from here"))
+    await tab.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(questions(tab)).to_have_count(1)
+    await expect(visitor.answer).to_have_text("first")
+    await visitor.ask("third")
+    await expect(visitor.answer).to_have_text("third")
+    await tab.reload()
+    await expect(questions(tab).locator(".question-text")).to_have_text(["first", "third"])
+
+
+async def test_reasoning_and_calls_of_tools_are_folded(visitor, tab, broker):
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    conversation = tab.url.rpartition("/")[2]
+    owner = (await broker.redis.hget(keys.conversation(conversation), "owner")).decode()
+    record, messages = await conversations.load(broker, conversation, owner)
+    answer = messages[record.leaf].to_map()
+    parts = [
+        {"kind": "reasoning", "text": "Let me see."},
+        {"kind": "tool", "name": "sum", "text": '{"x":1}'},
+        {"kind": "text", "text": "It is **one**."},
+    ]
+    answer |= {"parts": parts, "timings": {"first": 0.5, "total": 20.0, "reasoning": 12.2}}
+    await broker.redis.hset(keys.messages(conversation), record.leaf, pack(answer))
+    await tab.reload()
+    await expect(visitor.answer.locator("strong")).to_have_text("one")
+    thoughts = answers(tab).locator(".thoughts")
+    await expect(thoughts.locator("summary")).to_have_text("Thought for 12 s")
+    await expect(thoughts.locator(".thoughts-text")).to_be_hidden()
+    await thoughts.locator("summary").click()
+    await expect(thoughts.locator(".thoughts-text")).to_have_text("Let me see.")
+    call = answers(tab).locator(".call")
+    await expect(call.locator("summary")).to_have_text("Calls sum")
+    await call.locator("summary").click()
+    await expect(call.locator("pre")).to_have_text('{\n  "x": 1\n}')
+
+
+async def test_a_temporary_chat_leaves_nothing_behind(visitor, tab, broker):
+    await tab.get_by_role("button", name="Temporary chat").click()
+    await expect(tab.locator("#temporary-note")).to_be_visible()
+    for text in ("first", "second"):
+        await visitor.ask(text)
+        await expect(visitor.answer).to_have_text(text)
+    await press(act(questions(tab).last, "Edit this message"))
+    await questions(tab).last.locator("textarea").fill("third")
+    await tab.keyboard.press("Control+Enter")
+    await expect(visitor.answer).to_have_text("third")
+    await press(act(answers(tab).last, "Write the answer again"))
+    await expect(visitor.answer).to_have_text("third")
+    await expect(questions(tab).locator(".question-text")).to_have_text(["first", "third"])
+    await press(act(answers(tab).last, "More"))
+    await tab.get_by_role("menuitem", name="Delete this answer").press("Enter")
+    await tab.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await answers(tab).last.get_by_role("button", name="Try again").click()
+    await expect(visitor.answer).to_have_text("third")
+    assert tab.url.endswith("/")
+    assert await broker.redis.keys("conversation*") == []
+    assert await broker.redis.keys("messages*") == []
+    await tab.locator("#side-new").click()
+    await expect(tab.locator("#temporary-note")).to_be_hidden()
+    await expect(tab.locator("#hero")).to_be_visible()
+
+
+async def test_a_long_chat_opens_at_its_end_and_earlier_messages_come_without_a_jump(visitor, tab, broker):
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    conversation = tab.url.rpartition("/")[2]
+    stored, parent = {}, ""
+    for i in range(1000):
+        message = new_id()
+        role = ("user", "assistant")[i % 2]
+        text = f"message {i} " + "with some words " * (1 + 7 * (i % 9))
+        stored[message] = pack(
+            {"role": role, "parent": parent, "parts": [{"kind": "text", "text": text}], "created": i, "model": "echo"}
+        )
+        parent = message
+    await broker.redis.delete(keys.messages(conversation))
+    await broker.redis.hset(keys.messages(conversation), mapping=stored)
+    await broker.redis.hset(keys.conversation(conversation), "leaf", parent)
+    await tab.reload()
+    await expect(visitor.answer).to_contain_text("message 999")
+    shown = await tab.locator(".turn").count()
+    assert shown < 60
+    scroller = tab.locator(".scroller")
+    top = tab.locator(".turn").first
+    await scroller.evaluate("s => s.scrollTo(0, 300)")
+    before = await top.evaluate("e => ({text: e.textContent, y: e.getBoundingClientRect().y})")
+    await expect(tab.locator(".turn")).not_to_have_count(shown)
+    same = tab.locator(".turn", has_text=re.search(r"message \d+ ", before["text"])[0]).first
+    assert abs((await same.bounding_box())["y"] - before["y"]) < 2
+    for _ in range(40):
+        if await tab.locator(".turn").count() >= 1000:
+            break
+        await scroller.evaluate("s => s.scrollTo(0, 0)")
+        await tab.evaluate("new Promise(requestAnimationFrame)")
+    await expect(tab.locator(".turn").first).to_contain_text("message 0 ")
+
+
+async def test_scrolling_up_is_not_fought_and_nothing_shifts(visitor, tab):
+    await tab.evaluate(
+        "window.shifts = 0; new PerformanceObserver(l => l.getEntries().forEach(e => { window.shifts += e.value }))"
+        ".observe({type: 'layout-shift', buffered: false})"
+    )
+    await visitor.ask("/echo 900 2ms")
+    await expect(visitor.answer).to_contain_text("600", timeout=20_000)
+    await tab.mouse.move(600, 300)
+    await tab.mouse.wheel(0, -400)
+    scroller = tab.locator(".scroller")
+    at = await scroller.evaluate("s => new Promise(r => setTimeout(() => r(s.scrollTop), 200))")
+    await expect(visitor.answer).to_contain_text("900", timeout=20_000)
+    assert abs(await scroller.evaluate("s => s.scrollTop") - at) < 2
+    assert await tab.evaluate("window.shifts") < 0.01
+    await tab.get_by_role("button", name="Jump to the latest").click()
+    await expect(tab.get_by_role("button", name="Jump to the latest")).to_be_hidden()
+
+
+async def test_two_tabs_stay_in_step(visitor, tab):
+    await visitor.ask("/echo 200 20ms")
+    await expect(visitor.answer).to_contain_text("5")
+    other = await tab.context.new_page()
+    await other.goto(tab.url)
+    await expect(other.locator(".turn.answer .md")).to_contain_text("20")
+    await other.locator("#stop").click()
+    await expect(tab.locator("#stop")).to_be_hidden()
+    await visitor.ask("more")
+    await expect(other.locator(".turn.answer .md").last).to_have_text("more")
+    await press(act(questions(tab).last, "Delete from here"))
+    await tab.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(other.locator(".turn.question")).to_have_count(1)
+    await other.close()
+
+
+async def test_a_link_brings_a_question_and_a_model(visitor, tab, worker_in):
+    async with worker_in(model="parrot=echo"):
+        await tab.goto(visitor.url + "/?model=parrot&q=What%20now%3F")
+        await expect(tab.locator("#picker-name")).to_have_text("parrot")
+        await expect(tab.locator("#prompt")).to_have_value("What now?")

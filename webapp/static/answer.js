@@ -1,62 +1,63 @@
-/** How a question and an answer look on the page, in each of their states. They know no socket and no conversation. */
+/** How an answer looks in each of its states: waiting, growing, finished, failed. It knows no socket and no conversation. */
 
 import { copy, h, icon, setText } from "./dom.js";
+import { n, number, t } from "./i18n.js";
+import { Versions } from "./versions.js";
 
-const LONG_MESSAGE = 1800; // characters of a question that are shown before "Show all"
-const LONG_LINES = 24;
 const MEASURABLE_SECONDS = 0.05; // below, a rate would be a guess
+const THOUGHT_SECONDS = 1; // shorter thoughts have no duration
 
-/** A question as written: plain text, never Markdown. */
-export function questionView(text) {
-  const body = h("div", { class: "question-text" }, text);
-  const turn = h("article", { class: "turn question" }, h("h2", { class: "sr" }, "You wrote"), body);
-  if (text.length > LONG_MESSAGE || text.split("\n").length > LONG_LINES) {
-    body.classList.add("folded");
-    const button = h("button", { class: "text-button", type: "button", "aria-expanded": "false" }, "Show all");
-    button.addEventListener("click", () => {
-      const folded = body.classList.toggle("folded");
-      button.setAttribute("aria-expanded", String(!folded));
-      button.textContent = folded ? "Show all" : "Show less";
-    });
-    turn.append(button);
-  }
-  return turn;
-}
-
-/** An answer: waiting, growing, finished or failed. `again` writes it anew. */
+/**
+ * An answer. `act(what, detail)` does what its buttons say: again, more (button), continue, rate (rating, button), turn
+ * (step). What it shows, its `content`, is {text, reasoning, calls: [{name, text}], thought: seconds}.
+ */
 export class AnswerView {
   #heading = h("h2", { class: "sr" });
   #thoughts = h("div", { class: "thoughts-text" });
-  #thoughtsTitle = h("summary", {}, "Thinking…");
+  #thoughtsTitle = h("summary", {}, t("Thinking…"));
   #thinking = h("details", { class: "thoughts", hidden: true }, this.#thoughtsTitle, this.#thoughts);
+  #calls = h("div", { class: "calls", hidden: true });
   #body = h("div", { class: "md" });
   #waitText = h("span", { class: "wait-text" });
-  #wait = h("p", { class: "wait" }, h("span", { class: "wait-dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), this.#waitText);
+  #wait = h("p", { class: "wait", hidden: true }, h("span", { class: "wait-dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), this.#waitText);
   #problem = h("div", { class: "problem", hidden: true });
-  #copy = h("button", { class: "icon-button small", type: "button", "aria-label": "Copy the answer", title: "Copy", hidden: true }, icon("copy"), icon("check"));
-  #again = h("button", { class: "icon-button small", type: "button", "aria-label": "Write the answer again", title: "Write again", hidden: true }, icon("again"));
+  #versions = new Versions((step) => this.#act("turn", step));
+  #copy = button(["copy", "check"], t("Copy the answer"), () => copy(this.text, this.#copy));
+  #again = button(["again"], t("Write the answer again"), () => this.#act("again"));
+  #more = button(["dots"], t("More"), () => this.#act("more", this.#more));
+  #continue = h("button", { class: "text-button act", type: "button", hidden: true, onclick: () => this.#act("continue") }, t("Continue"));
+  #ratings = ["up", "down", "flag"].map((rating) => {
+    const one = button([ICONS[rating]], RATINGS[rating], () => this.#act("rate", { rating, button: one }));
+    one.setAttribute("aria-pressed", "false");
+    one.dataset.rating = rating;
+    return one;
+  });
   #mark = h("span", { class: "mark", hidden: true });
   #facts = h("span", { class: "facts" });
   #markdown = null;
   #loading = false;
   #pending = null; // {text, whole} that came before the renderer
-  #text = "";
+  #shownCalls = "";
+  #act;
   #model = "";
+  text = "";
   element = h(
     "article",
     { class: "turn answer" },
     this.#heading,
     this.#thinking,
+    this.#calls,
     this.#body,
     this.#wait,
     this.#problem,
-    h("footer", { class: "turn-foot" }, this.#copy, this.#again, this.#mark, this.#facts),
+    h("footer", { class: "turn-foot" }, this.#versions.element, this.#copy, this.#again, ...this.#ratings, this.#more, this.#continue, this.#mark, this.#facts),
   );
 
-  constructor(model, again) {
+  constructor(model, act) {
+    this.#act = act;
     this.model = model;
-    this.#copy.addEventListener("click", () => copy(this.#text, this.#copy));
-    this.#again.addEventListener("click", again);
+    this.#more.setAttribute("aria-haspopup", "menu");
+    for (const one of [this.#again, this.#more, ...this.#ratings]) one.classList.add("act");
   }
 
   /** Who writes it; "" while that is not known. */
@@ -66,7 +67,32 @@ export class AnswerView {
 
   set model(name) {
     this.#model = name;
-    setText(this.#heading, `${name || "The model"} answered`);
+    setText(this.#heading, name ? t("{model} answered", { model: name }) : t("The model answered"));
+  }
+
+  /** Which of its versions it is. */
+  set versions({ at, count }) {
+    this.#versions.show(at, count);
+  }
+
+  /** up, down, flag, or "" */
+  set rating(value) {
+    for (const one of this.#ratings) one.setAttribute("aria-pressed", String(one.dataset.rating === value));
+  }
+
+  /** Whether its model can go on where it ended. */
+  set continuable(yes) {
+    this.#continue.hidden = !yes;
+  }
+
+  /** Whether it is the last one: its buttons stay in sight. */
+  set last(yes) {
+    this.element.classList.toggle("last", yes);
+  }
+
+  /** Put the focus on the arrow that was pressed to get here. */
+  focusVersions(step) {
+    this.#versions.focus(step);
   }
 
   /** Nothing has come yet, or nothing comes for a while; `sentence` says what it waits for. */
@@ -76,38 +102,30 @@ export class AnswerView {
     setText(this.#waitText, sentence);
   }
 
-  /** The text so far. */
-  grow(text, reasoning) {
-    this.#text = text;
+  /** What is there so far. */
+  grow(content) {
     this.element.classList.add("growing");
     this.element.setAttribute("aria-busy", "true");
-    this.#reason(reasoning, !text);
     this.#wait.hidden = true;
-    this.#render(text, false);
+    this.#fill(content, false);
   }
 
   /** The whole answer. `end` has reason, usage, timings and error, as far as they are known. */
-  finish(text, reasoning, end) {
-    this.#text = text;
-    this.#wait.hidden = true;
-    this.element.classList.remove("growing");
-    this.element.removeAttribute("aria-busy");
-    this.#reason(reasoning, false);
-    this.#render(text, true);
-    this.#copy.hidden = !text;
-    this.#again.hidden = false;
-    const mark = MARKS[end.reason]?.(text) ?? "";
+  finish(content, end) {
+    this.#settle();
+    this.element.classList.add("done");
+    this.#fill({ ...content, thought: end.timings?.reasoning ?? content.thought }, true);
+    this.#copy.hidden = !content.text;
+    const mark = markOf(end.reason, content.text);
     this.#mark.hidden = !mark;
     setText(this.#mark, mark);
     setText(this.#facts, facts(this.model, end));
-    if (end.error) this.fail(end.error.message, [["Try again", () => this.#again.click()]]);
+    if (end.error) this.fail(end.error.message, [[t("Try again"), () => this.#act("again")]]);
   }
 
   /** What went wrong, in place of (the rest of) the answer. `actions` are pairs of a label and what it does. */
   fail(message, actions) {
-    this.#wait.hidden = true;
-    this.element.classList.remove("growing");
-    this.element.removeAttribute("aria-busy");
+    this.#settle();
     this.#problem.hidden = false;
     this.#problem.replaceChildren(
       icon("alert"),
@@ -117,16 +135,34 @@ export class AnswerView {
     this.#again.hidden = true;
   }
 
-  /** Whether it may be written again: only the last answer may, while nothing else is under way. */
-  set last(yes) {
-    this.element.classList.toggle("last", yes);
+  #settle() {
+    this.#wait.hidden = true;
+    this.element.classList.remove("growing");
+    this.element.removeAttribute("aria-busy");
   }
 
-  #reason(reasoning, open) {
+  #fill({ text, reasoning = "", calls = [], thought = 0 }, whole) {
+    this.text = text;
+    const thinking = !whole && !text && !calls.length;
     this.#thinking.hidden = !reasoning;
-    this.#thinking.classList.toggle("live", open);
-    setText(this.#thoughtsTitle, open ? "Thinking…" : "Thoughts");
+    this.#thinking.classList.toggle("live", thinking);
+    setText(this.#thoughtsTitle, thinking ? t("Thinking…") : thought >= THOUGHT_SECONDS ? t("Thought for {time}", { time: duration(thought) }) : t("Thoughts"));
     setText(this.#thoughts, reasoning);
+    this.#fillCalls(calls);
+    this.#render(text, whole);
+  }
+
+  #fillCalls(calls) {
+    const state = calls.map(({ name, text }) => `${name} ${text.length}`).join();
+    if (state === this.#shownCalls) return;
+    this.#shownCalls = state;
+    this.#calls.hidden = !calls.length;
+    const open = [...this.#calls.children].map((call) => call.open);
+    this.#calls.replaceChildren(
+      ...calls.map(({ name, text }, i) =>
+        h("details", { class: "call", open: open[i] }, h("summary", {}, icon("tool"), h("span", {}, t("Calls {name}", { name }))), h("pre", { tabindex: 0 }, pretty(text))),
+      ),
+    );
   }
 
   #render(text, whole) {
@@ -149,34 +185,62 @@ export class AnswerView {
   }
 }
 
+/** The content of a stored answer. */
+export function contentOf(parts) {
+  const texts = (kind) => parts.filter((part) => part.kind === kind).map((part) => part.text).join("");
+  return { text: texts("text"), reasoning: texts("reasoning"), calls: parts.filter((part) => part.kind === "tool") };
+}
+
 let markdown = null;
 
 /** The Markdown renderer, fetched once, beside everything else: an empty page does not wait for it. */
 export function loadMarkdown() {
   markdown ??= import("./markdown.js").catch(() => {
     markdown = null;
-    throw new Error("A part of this page could not be loaded. Check your connection, then reload the page.");
+    throw new Error(t("A part of this page could not be loaded. Check your connection, then reload the page."));
   });
   return markdown;
 }
 
-const MARKS = {
-  cancelled: (text) => (text ? "Stopped" : "Stopped before it began"),
-  abandoned: () => "Stopped",
-  length: () => "Ended at the token limit",
-};
+const ICONS = { up: "up", down: "down-thumb", flag: "flag" };
+const RATINGS = { up: t("Good answer"), down: t("Bad answer"), flag: t("Flag this answer") };
+
+function button(icons, label, press) {
+  return h("button", { class: "icon-button small", type: "button", "aria-label": label, title: label, onclick: press }, ...icons.map(icon));
+}
+
+function markOf(reason, text) {
+  if (reason === "cancelled") return text ? t("Stopped") : t("Stopped before it began");
+  if (reason === "abandoned") return t("Stopped");
+  return reason === "length" ? t("Ended at the token limit") : "";
+}
+
+function pretty(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text; // it is still being written, or no JSON
+  }
+}
 
 function facts(model, { usage, timings }) {
   const { completion_tokens: tokens } = usage ?? {};
   const { waited, first, total } = timings ?? {};
   const parts = [model];
-  if (tokens) parts.push(`${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`);
+  if (tokens) parts.push(n("{count} token", "{count} tokens", tokens));
   const seconds = total - (first ?? waited ?? 0);
-  if (tokens > 1 && seconds > MEASURABLE_SECONDS) parts.push(`${decimal((tokens - 1) / seconds)} tokens/s`);
-  if (first != null) parts.push(`first after ${first < 1 ? `${Math.ceil(1000 * first)} ms` : `${decimal(first)} s`}`);
+  if (tokens > 1 && seconds > MEASURABLE_SECONDS) parts.push(t("{rate} tokens/s", { rate: decimal((tokens - 1) / seconds) }));
+  if (first != null) parts.push(t("first after {time}", { time: duration(first) }));
+  if (total) parts.push(t("{time} in all", { time: duration(total) }));
   return parts.filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join(" · "); // breaks only between the facts
 }
 
+function duration(seconds) {
+  if (seconds < 1) return t("{count} ms", { count: Math.ceil(1000 * seconds) });
+  if (seconds < 60) return t("{count} s", { count: number(seconds, seconds < 10 ? 1 : 0) });
+  return t("{minutes} min {seconds} s", { minutes: Math.floor(seconds / 60), seconds: Math.round(seconds % 60) });
+}
+
 function decimal(value) {
-  return value >= 100 ? Math.round(value).toLocaleString("en") : value.toFixed(1);
+  return number(value, value >= 100 ? 0 : 1);
 }

@@ -32,6 +32,16 @@ export class Follower {
     this.#show();
   }
 
+  /** Put something above what is in view, or change what is below, without moving `element`. */
+  around(element, change) {
+    const top = element.getBoundingClientRect().top;
+    change();
+    if (element.isConnected) this.#scroller.scrollTop += element.getBoundingClientRect().top - top;
+    this.#following = this.#distance() < NEAR;
+    this.#last = this.#scroller.scrollTop;
+    this.#show();
+  }
+
   #distance() {
     const { scrollHeight, scrollTop, clientHeight } = this.#scroller;
     return scrollHeight - scrollTop - clientHeight;

@@ -8,14 +8,15 @@ const DEFAULTS = { temperature: 0.7, top_p: 1, max_tokens: null };
 /** The controls; `values` is what an ask carries. */
 export class SettingsPanel {
   values = { ...DEFAULTS, ...recall("settings", {}) };
+  #opener = $("settings-open");
 
   constructor() {
     const panel = $("settings");
-    const button = $("settings-open");
     panel.addEventListener("toggle", (event) => {
       const open = event.newState === "open";
-      button.setAttribute("aria-expanded", String(open));
-      if (open) placeUnder(panel, button);
+      this.#opener.setAttribute("aria-expanded", String(open));
+      if (open) placeUnder(panel, this.#opener);
+      else this.#opener = $("settings-open");
     });
     panel.addEventListener("input", () => this.#read());
     panel.addEventListener("keydown", (event) => {
@@ -30,6 +31,18 @@ export class SettingsPanel {
       this.#show();
     });
     this.#show();
+  }
+
+  /** Show a conversation's values; null shows those that new chats begin with. */
+  show(values) {
+    this.values = { ...DEFAULTS, ...(values ?? recall("settings", {})) };
+    this.#show();
+  }
+
+  /** Open it under another button than its own. */
+  open(button) {
+    this.#opener = button;
+    $("settings").showPopover();
   }
 
   #read() {

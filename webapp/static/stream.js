@@ -1,9 +1,10 @@
 /**
  * The websocket, and the order of an answer's frames. No DOM here.
  *
- * The server sends frames {request_id, seq, epoch, text, kind?, end?} and control messages, which have a `type`; one
- * websocket message is one or more msgpack maps back to back. A frame is taken when it has the next number; after a
- * lost connection the answer is asked for from that number on, so no character is lost or doubled.
+ * The server sends frames {request_id, seq, epoch, text, kind?, data?, end?} and control messages, which have a `type`;
+ * one websocket message is one or more msgpack maps back to back. A frame is taken when it has the next number; after a
+ * lost connection the answer is asked for from that number on, so no character is lost or doubled. A question that the
+ * server has not confirmed is sent again: by its `ref` the server knows it, if it had taken it already.
  */
 
 const { encode, decodeMulti } = globalThis.MessagePack;
@@ -22,11 +23,14 @@ export class Answer {
   end = null; // {reason, usage, timings, error} once it is finished
   text = "";
   reasoning = "";
-  waiting = null; // {place} while it waits in the queue
+  calls = []; // {name, text} of tools
+  thought = 0; // seconds of reasoning before anything else, as seen from here
+  waiting = null; // {place, seconds} while it waits in the queue
   stopping = false;
   onchange = null; // whoever shows it
   epoch = 0; // of the latest frame
-  #frames = []; // {kind, text} by number
+  #frames = []; // {kind, text, data} by number
+  #thinking = 0; // when the first thought came
   #asked = -1; // the number from which frames were asked for again
 
   constructor(request_id) {
@@ -47,12 +51,15 @@ export class Answer {
       // Another worker went on from an earlier point: what we have from there on was never kept.
       this.#frames.length = frame.seq;
       this.text = this.reasoning = "";
+      this.calls = [];
       for (const earlier of this.#frames) this.#add(earlier);
       this.end = null;
     }
-    const piece = { kind: frame.kind ?? "text", text: frame.text ?? "" };
+    const piece = { kind: frame.kind ?? "text", text: frame.text ?? "", data: frame.data };
     this.#frames.push(piece);
     this.#add(piece);
+    if (piece.kind === "reasoning") this.#thinking ||= performance.now();
+    else if (this.#thinking) this.thought ||= (performance.now() - this.#thinking) / 1000;
     this.epoch = Math.max(this.epoch, frame.epoch);
     this.next = frame.seq + 1;
     this.waiting = null;
@@ -65,9 +72,19 @@ export class Answer {
     this.#asked = -1;
   }
 
-  #add({ kind, text }) {
+  #add({ kind, text, data }) {
     if (kind === "text") this.text += text;
     else if (kind === "reasoning") this.reasoning += text;
+    else if (kind === "tool") this.#call(Array.isArray(data) ? data : []);
+  }
+
+  #call(deltas) {
+    const calls = [...this.calls]; // whoever shows them sees that they have changed
+    for (const { index = 0, function: called = {} } of deltas) {
+      const { name = "", text = "" } = calls[index] ?? {};
+      calls[index] = { name: name || called.name || "", text: text + (called.arguments ?? "") };
+    }
+    this.calls = calls;
   }
 }
 
@@ -84,11 +101,11 @@ export class Connection {
   #shown = 0;
   #openedAt = 0;
   #tick = Date.now();
-  #asks = new Map(); // ref -> {message, socket: number of the socket it went out on}
+  #asks = new Map(); // ref -> {message, socket: number of the socket it went out on; 0: of none yet}
 
   /**
    * `listeners`: models(list), event(map), accepted(map), refused(error map with ref), failed(error map with
-   * request_id), connected(), away(), unsure(ref): the connection broke before the server said whether it took this ask.
+   * request_id), connected(), away().
    */
   constructor(address, listeners) {
     this.#address = address;
@@ -101,7 +118,7 @@ export class Connection {
     this.#connect();
   }
 
-  /** Send an ask or regenerate; kept until the connection is there. Its `ref` comes back in accepted or refused. */
+  /** Send what wants an answer; kept until the server has it. Its `ref` comes back in accepted or refused. */
   ask(message) {
     this.#asks.set(message.ref, { message, socket: 0 });
     this.#sendAsks();
@@ -160,11 +177,6 @@ export class Connection {
       this.resume(answer);
       if (answer.stopping) this.stop(answer);
     }
-    for (const [ref, { socket }] of [...this.#asks]) {
-      if (socket === 0) continue;
-      this.#asks.delete(ref);
-      this.#listeners.unsure(ref);
-    }
     this.#sendAsks();
   }
 
@@ -201,7 +213,7 @@ export class Connection {
   #sendAsks() {
     if (!this.open) return;
     for (const ask of this.#asks.values()) {
-      if (ask.socket !== 0) continue;
+      if (ask.socket === this.#number) continue;
       ask.socket = this.#number;
       this.#send(ask.message);
     }
@@ -238,7 +250,7 @@ export class Connection {
       case "place":
       case "state":
         if (!answer) return;
-        answer.waiting = message.state === "running" ? null : { place: message.place };
+        answer.waiting = message.state === "running" ? null : { place: message.place, seconds: message.seconds };
         changed.add(answer);
         return;
       case "error":
