@@ -21,7 +21,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
     arq:retry:R          string   as request          arq                   arq          how often arq has started it
     turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is: owner → next turn, '' → now
-    pace:MODEL           hash     1 day               end                   enqueue web  mean seconds of an answer
+    pace:MODEL           hash     1 day               end                   enqueue web  mean seconds of an answer, and to its first piece
     counts:MODEL         hash     kept                enqueue end …         web, status  what happened so far: accepted, ended:stop … → how often
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
     poisoned:{R}         hash     7 days              expire release end    people       what crashed 3 times or could not be read: why, prompt, job …
@@ -30,6 +30,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, requests, settings
     messages:ID          hash     kept                enqueue end delete …  web          message id → message (msgpack)
     conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
+    presets:OWNER        hash     kept                presets               web          name → settings that a person saved (JSON)
     ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
@@ -70,6 +71,7 @@ PATTERNS = {
     "conversation": "conversation:%s",
     "messages": "messages:%s",
     "conversations": "conversations:%s",
+    "presets": "presets:%s",
     "ratings": "ratings",
     "secret": "secret",
     "accounts": "accounts",
@@ -158,6 +160,11 @@ def messages(conversation_id: str) -> str:
 def conversations(owner: str) -> str:
     """Conversations of an owner."""
     return _name("conversations", owner)
+
+
+def presets(owner: str) -> str:
+    """Settings that an owner saved by name."""
+    return _name("presets", owner)
 
 
 def stream(request_id: str) -> str:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from broker.config import Config
 from broker.connection import Broker
-from webapp import access, calls, conversations, health, openai_api, pages, sockets, statics, threads, tokens
+from webapp import access, calls, conversations, health, openai_api, pages, presets, sockets, statics, threads, tokens
 from webapp.calls import CALLS, OpenCalls
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
@@ -56,6 +56,10 @@ def create_app(config: Config) -> web.Application:
             web.put("/conversations/{conversation}/messages/{message}/rating", threads.rate, name="message-rating"),
             web.patch("/conversations/{conversation}", conversations.rename, name="conversation-rename"),
             web.delete("/conversations/{conversation}", conversations.delete, name="conversation-delete"),
+            web.get("/presets", presets.index, name="presets"),
+            web.put("/presets/{preset:.+}", presets.save, name="preset"),
+            web.patch("/presets/{preset:.+}", presets.rename, name="preset-rename"),
+            web.delete("/presets/{preset:.+}", presets.delete, name="preset-delete"),
             web.get("/v1/models", openai_api.models, name="v1-models"),
             web.get("/v1/models/{id:.+}", openai_api.model, name="v1-model"),
             web.post("/v1/chat/completions", openai_api.chat_completions, name="v1-chat-completions"),
