@@ -188,6 +188,11 @@ class ChatPage {
     this.#composer.focus();
   }
 
+  /** Something was asked; the button that did it may be gone. */
+  started() {
+    if (document.activeElement === document.body) this.#focus();
+  }
+
   busy() {
     this.#composer.hint($("connection").hidden ? t("Wait for the answer to end, or stop it with Esc.") : t("The connection is away. The answer goes on when it is back, and then you can write again."), true);
   }

@@ -169,7 +169,7 @@ export class Columns {
     );
     const element = h("section", { class: "column" }, head, scroller, latest);
     const column = { element, head, scroller, turns };
-    column.thread = new Thread(this.#host, scroller, turns, latest);
+    column.thread = new Thread(this.#host, { scroller, turns, latest });
     return column;
   }
 
@@ -182,6 +182,7 @@ export class Columns {
   }
 
   #drop(column, ends = true) {
+    this.list.find((other) => other !== column)?.scroller.prepend($("hero")); // the greeting must not go with it
     if (ends) column.thread.stop();
     column.thread.clear();
     column.element.remove();

@@ -82,7 +82,7 @@ export class Composer {
 
   async #add(list) {
     const room = this.#limit - sizeOf(this.#prompt.value) - this.#files.reduce((sum, file) => sum + file.bytes, 0);
-    const { files, problems } = await readFiles(list, room);
+    const { files, problems } = await readFiles([...list], room); // the list itself is emptied meanwhile
     this.#files.push(...files);
     this.#draw();
     this.#typed();

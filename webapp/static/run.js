@@ -6,6 +6,13 @@ export function newRef() {
   return Date.now().toString(16).padStart(12, "0") + random.join("");
 }
 
+/** What was said before, without answers that came to nothing and what they were to answer. */
+function historyOf(nodes) {
+  const said = nodes.filter(({ role, content }, i) => (role === "user" ? nodes[i + 1]?.content.text !== "" : content.text !== ""));
+  return said.map(({ role, content }) => ({ role, text: content.text, files: content.files ?? [] }));
+}
+
+/** An answer under way: what it was asked with, and what has come of it so far. */
 export class Run {
   ref = newRef();
   request_id = ""; // once it is accepted
@@ -41,7 +48,7 @@ export class Run {
   toMessage({ conversation, temporary, settings }) {
     const message = { ref: this.ref, model: this.model, settings };
     if (temporary) {
-      const history = this.before.map(({ role, content }) => ({ role, text: content.text, files: content.files ?? [] }));
+      const history = historyOf(this.before);
       return { ...message, type: "ask", temporary, history, ...this.question, begun: this.begun?.content.text ?? "" };
     }
     if (conversation) message.conversation = conversation;

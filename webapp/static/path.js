@@ -1,0 +1,188 @@
+/**
+ * The messages that a column shows: a path through the conversation's tree, read from the server a page at a time.
+ *
+ * A node is {id, role, parent, versions, view, content, usage, reason, rating, note}. What the server says of the path is
+ * laid over what is shown, so that nothing is drawn again that is there already and nothing moves.
+ */
+
+import { AnswerView, contentOf, loadMarkdown } from "./answer.js";
+import { call } from "./api.js";
+import { t } from "./i18n.js";
+import { QuestionView } from "./question.js";
+import { Follower } from "./scroll.js";
+
+const FIRST = 16; // messages that are read when a conversation is opened
+const PAGE = 40; // and of those before them
+const NEAR_TOP = 600; // pixels
+
+export class Path {
+  nodes = [];
+  host; // the page
+  scroller;
+  turns;
+  follower;
+  #act; // what a message's buttons do: (view, what, detail)
+  #more = false; // there are earlier messages on the server
+  #reading = false; // them
+  #opening = 0; // counts what was opened, so that a late answer of the server is recognised
+  #loose = null; // a view that says that the last question has no answer
+
+  constructor(host, { scroller, turns, latest }, act) {
+    this.host = host;
+    this.scroller = scroller;
+    this.turns = turns;
+    this.follower = new Follower(scroller, turns, latest);
+    this.#act = act;
+    scroller.addEventListener("scroll", () => this.#readEarlier(), { passive: true });
+  }
+
+  /** Id of the last stored message; "" in an empty chat. */
+  get leaf() {
+    return this.nodes.at(-1)?.id ?? "";
+  }
+
+  get empty() {
+    return !this.turns.childElementCount;
+  }
+
+  /** The tokens that the last answer took, prompt and all. */
+  get used() {
+    const { prompt_tokens = 0, completion_tokens = 0 } = this.nodes.findLast((node) => node.usage)?.usage ?? {};
+    return prompt_tokens + completion_tokens;
+  }
+
+  questionView(question) {
+    const view = new QuestionView(question, (what, detail) => this.#act(view, what, detail));
+    return view;
+  }
+
+  answerView(model) {
+    const view = new AnswerView(model, (what, detail) => this.#act(view, what, detail));
+    return view;
+  }
+
+  /** Show nothing. */
+  clear() {
+    this.#opening++;
+    this.cutLoose();
+    this.nodes = [];
+    this.#more = false;
+    this.turns.replaceChildren();
+  }
+
+  /**
+   * Show what the server has; gives its answer, or null if something else was opened meanwhile.
+   *
+   * `leaf`: which path; `lost`: an answer that is under way no longer; `around`: an element that must not move.
+   */
+  async open({ leaf = "", lost = "", count = FIRST, around = null } = {}) {
+    const turn = ++this.#opening;
+    const { conversation } = this.host;
+    const [page] = await Promise.all([call("GET", `/conversations/${conversation}?${new URLSearchParams({ leaf, count })}`), loadMarkdown()]);
+    if (turn !== this.#opening || conversation !== this.host.conversation) return null;
+    const fill = () => this.#fill(page, leaf, lost);
+    if (around) this.follower.around(around, fill);
+    else fill();
+    return page;
+  }
+
+  #fill({ messages, more, running, leaf: tip }, wanted, lost) {
+    const following = this.empty || tip !== this.leaf;
+    const known = new Map(this.nodes.map((node) => [node.id, node]));
+    if (this.run?.request_id) known.set(this.run.request_id, { view: this.run.view });
+    const above = this.nodes.slice(0, 1 + this.nodes.findIndex(({ id }) => id === messages[0]?.parent));
+    const here = running.filter(({ request_id, message }) => message === tip && request_id !== lost);
+    if (!here.some(({ request_id }) => request_id === this.run?.request_id)) this.detach();
+    this.cutLoose();
+    this.#more = above.length ? this.#more : more;
+    this.nodes = [...above, ...messages.map((message) => this.#node(message, known.get(message.message_id)))];
+    this.lay();
+    if (!this.run && this.nodes.at(-1)?.role === "user") {
+      const free = here.filter(({ request_id }) => !this.host.shows(request_id));
+      const found = free.find(({ request_id }) => request_id === wanted) ?? free.at(-1);
+      if (found) this.takeUp(found);
+      else this.missing(lost ? t("This answer got lost: the server no longer has it. Try again to have it written anew.") : t("This message has no answer yet."));
+    }
+    if (following) this.follower.toEnd();
+    this.refresh();
+    this.#readEarlier();
+  }
+
+  /** Show the same as another column, in a chat that is stored nowhere. */
+  copy(other) {
+    this.nodes = other.nodes.map((node) => this.#show({ ...node }, node.view.model, node));
+    this.lay();
+    this.follower.toEnd();
+  }
+
+  #node(message, known) {
+    const { message_id: id, role, parent, versions, parts, usage, reason, rating, note, model } = message;
+    const content = role === "user" ? questionOf(parts) : contentOf(parts);
+    return this.#show({ id, role, parent, versions, content, usage, reason, rating, note }, model, message, known);
+  }
+
+  #show(node, model, end, known) {
+    node.view = known?.view ?? (node.role === "user" ? this.questionView(node.content) : this.answerView(model));
+    node.view.node = node;
+    if (node.role === "assistant" && !known?.id) node.view.finish(node.content, end);
+    return node;
+  }
+
+  /** Put the nodes' elements into the page, leaving those alone that are where they belong. */
+  lay() {
+    const elements = this.nodes.map((node) => node.view.element);
+    if (this.run) elements.push(this.run.view.element);
+    const wanted = new Set(elements);
+    for (const element of [...this.turns.children]) if (!wanted.has(element)) element.remove();
+    elements.forEach((element, i) => {
+      if (this.turns.children[i] !== element) this.turns.insertBefore(element, this.turns.children[i] ?? null);
+    });
+  }
+
+  /** The last question has no answer: say why, and offer one. */
+  missing(sentence) {
+    this.fail(sentence, () => this.again());
+  }
+
+  /** Say what is wrong, in the place of an answer; `again` tries it once more. */
+  fail(sentence, again) {
+    this.cutLoose();
+    this.#loose = this.answerView("");
+    this.#loose.fail(sentence, [[t("Try again"), again]]);
+    this.turns.append(this.#loose.element);
+    this.host.changed();
+  }
+
+  cutLoose() {
+    this.#loose?.element.remove();
+    this.#loose = null;
+  }
+
+  async #readEarlier() {
+    if (!this.#more || this.#reading || this.scroller.scrollTop > NEAR_TOP) return;
+    const [first] = this.nodes;
+    const turn = this.#opening;
+    this.#reading = true;
+    try {
+      const query = new URLSearchParams({ leaf: this.leaf, before: first.id, count: PAGE });
+      const { messages, more } = await call("GET", `/conversations/${this.host.conversation}?${query}`);
+      if (turn !== this.#opening) return;
+      this.#more = more;
+      const nodes = messages.map((message) => this.#node(message));
+      this.follower.around(first.view.element, () => {
+        this.nodes = [...nodes, ...this.nodes];
+        this.turns.prepend(...nodes.map((node) => node.view.element));
+        this.refresh();
+      });
+    } catch {
+      // The connection is away, and the page says so; scrolling asks again.
+    } finally {
+      this.#reading = false;
+    }
+  }
+}
+
+function questionOf(parts) {
+  const text = parts.filter((part) => part.kind === "text").map((part) => part.text).join("");
+  return { text, files: parts.filter((part) => part.kind === "file").map(({ name, text: content }) => ({ name, text: content })) };
+}
