@@ -42,7 +42,9 @@ DEFAULTS: Mapping[str, tuple[Any, float, float]] = {  # what the page's controls
     "temperature": (int | float, 0, 2),
     "top_p": (int | float, 0.01, 1),
     "max_tokens": (int, 1, 1_000_000),
-    **{name: (kind, 0, 0) for name, kind in (("ignore_eos", bool), ("thinking", bool), ("system", str), ("stop", list))},
+    **{
+        name: (kind, 0, 0) for name, kind in (("ignore_eos", bool), ("thinking", bool), ("system", str), ("stop", list))
+    },
 }
 SECRETS = ("key", "api_key", "apikey", "token", "password", "secret")
 

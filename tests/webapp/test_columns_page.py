@@ -83,10 +83,10 @@ async def test_keeping_one_leads_back_to_it(both, tab):
 
 async def test_each_column_has_its_own_settings_and_model(both, tab):
     await column(tab, 1).get_by_role("button", name="Settings of this column").click()
-    await tab.locator("#max_tokens").fill("2")
+    await tab.get_by_role("spinbutton", name="Token limit").fill("2")
     await tab.keyboard.press("Escape")
     await column(tab, 0).get_by_role("button", name="Settings of this column").click()
-    await expect(tab.locator("#max_tokens")).to_have_value("")
+    await expect(tab.get_by_role("spinbutton", name="Token limit")).to_have_value("")
     await tab.keyboard.press("Escape")
     await column(tab, 0).get_by_role("button", name=re.compile("Model of column 1")).click()
     await tab.get_by_role("menuitem", name="parrot").press("Enter")

@@ -4,7 +4,13 @@ import pytest
 async def test_presets_over_http(browser):
     async with browser.get("/"):
         pass
-    settings = {"temperature": 0, "system": "", "stop": ["a"], "structure": {"kind": "regex", "value": "x+"}, "thinking": False}
+    settings = {
+        "temperature": 0,
+        "system": "",
+        "stop": ["a"],
+        "structure": {"kind": "regex", "value": "x+"},
+        "thinking": False,
+    }
     async with browser.put("/presets/a%2Fb%20語", json=settings | {"seed": None}) as response:
         assert response.status == 204
     async with browser.get("/presets") as response:

@@ -32,7 +32,7 @@ class PresetsDialog {
   #say;
   #name = h("input", { type: "text", id: "preset-name", maxlength: NAME_CHARACTERS, autocomplete: "off", placeholder: t("A name"), required: true });
   #save = h("button", { class: "button primary", type: "submit" });
-  #problem = h("p", { class: "problem bad", role: "alert" });
+  #problem = h("p", { class: "problem", role: "status" }); // the page's own live region is out of reach behind a dialog
   #list = h("ul", { class: "presets" });
   #dialog;
 
@@ -40,7 +40,7 @@ class PresetsDialog {
     this.#presets = presets;
     this.#settings = settings;
     this.#say = say;
-    const form = h("form", { class: "preset-form", method: "dialog" }, h("label", { for: "preset-name" }, t("Save the settings as they are now")), h("div", { class: "preset-line" }, this.#name, this.#save));
+    const form = h("form", { class: "preset-form" }, h("label", { for: "preset-name" }, t("Save the settings as they are now")), h("div", { class: "preset-line" }, this.#name, this.#save));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#keep(this.#name.value.trim());
@@ -65,8 +65,7 @@ class PresetsDialog {
     if (await this.#change("PUT", name, this.#settings.values)) {
       this.#name.value = "";
       this.#label();
-      this.#say(t("Preset {name} is saved.", { name }));
-      this.#name.focus();
+      this.#said(t("Preset {name} is saved.", { name }));
     }
   }
 
@@ -76,10 +75,9 @@ class PresetsDialog {
       await call(method, `/presets/${encodeURIComponent(name)}`, body);
       ({ presets: this.#presets } = await call("GET", "/presets"));
     } catch (error) {
-      setText(this.#problem, error.message);
+      this.#report(error.message, true);
       return false;
     }
-    setText(this.#problem, "");
     this.#draw();
     return true;
   }
@@ -101,7 +99,7 @@ class PresetsDialog {
       { class: "preset-line" },
       h("button", { class: "preset-use", type: "button", title: t("Use {name}", { name }), onclick: use }, h("span", { class: "preset-name" }, name), h("span", { class: "preset-facts" }, factsOf(settings))),
       action("check", t("Overwrite {name} with the settings as they are now", { name }), async () => (await this.#change("PUT", name, this.#settings.values)) && this.#said(t("Preset {name} is saved.", { name }))),
-      action("edit", t("Rename {name}", { name }), () => row.replaceWith(this.#renaming(name))),
+      action("pencil", t("Rename {name}", { name }), () => row.replaceWith(this.#renaming(name))),
       action("trash", t("Delete {name}", { name }), async () => (await this.#change("DELETE", name)) && this.#said(t("Preset {name} is deleted.", { name }))),
     );
     return row;
@@ -109,8 +107,13 @@ class PresetsDialog {
 
   // The button that was pressed is gone with its row.
   #said(text) {
-    this.#say(text);
+    this.#report(text);
     this.#name.focus();
+  }
+
+  #report(text, bad = false) {
+    setText(this.#problem, text);
+    this.#problem.classList.toggle("bad", bad);
   }
 
   #renaming(name) {
