@@ -24,7 +24,7 @@ export class FormField {
     this.#onchange = onchange;
     this.select = h("select", { id }, ...Object.entries(this.#kinds).map(([value, { label }]) => h("option", { value }, label)));
     this.#text = h("textarea", { rows: 3, spellcheck: "false", class: "code-box", "aria-label": t("What the form is"), "aria-describedby": `${id}-problem` });
-    this.#problem = h("p", { class: "problem", id: `${id}-problem`, role: "status" });
+    this.#problem = h("p", { class: "remark", id: `${id}-problem`, role: "status" });
     this.element = h("div", { class: "form-field", hidden: true }, this.#text, this.#problem);
     this.select.addEventListener("change", () => {
       this.#text.value = "";

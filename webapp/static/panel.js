@@ -208,7 +208,7 @@ export class Panel {
   }
 
   #form() {
-    return this.#row("structure", t("Form of the answer"), "", ({ id }) => {
+    return this.#row("structure", t("Answer form"), "", ({ id }) => {
       const field = new FormField(id, (form) => this.#choose("structure", form));
       return { control: field.select, below: [field.element], show: (value) => field.show(value) };
     });

@@ -32,7 +32,7 @@ class PresetsDialog {
   #say;
   #name = h("input", { type: "text", id: "preset-name", maxlength: NAME_CHARACTERS, autocomplete: "off", placeholder: t("A name"), required: true });
   #save = h("button", { class: "button primary", type: "submit" });
-  #problem = h("p", { class: "problem", role: "status" }); // the page's own live region is out of reach behind a dialog
+  #problem = h("p", { class: "remark", role: "status" }); // the page's own live region is out of reach behind a dialog
   #list = h("ul", { class: "presets" });
   #dialog;
 
@@ -98,7 +98,7 @@ class PresetsDialog {
       "li",
       { class: "preset-line" },
       h("button", { class: "preset-use", type: "button", title: t("Use {name}", { name }), onclick: use }, h("span", { class: "preset-name" }, name), h("span", { class: "preset-facts" }, factsOf(settings))),
-      action("check", t("Overwrite {name} with the settings as they are now", { name }), async () => (await this.#change("PUT", name, this.#settings.values)) && this.#said(t("Preset {name} is saved.", { name }))),
+      action("bookmark", t("Overwrite {name} with the settings as they are now", { name }), async () => (await this.#change("PUT", name, this.#settings.values)) && this.#said(t("Preset {name} is saved.", { name }))),
       action("pencil", t("Rename {name}", { name }), () => row.replaceWith(this.#renaming(name))),
       action("trash", t("Delete {name}", { name }), async () => (await this.#change("DELETE", name)) && this.#said(t("Preset {name} is deleted.", { name }))),
     );
