@@ -1,7 +1,7 @@
 """Asking a model: the one function behind the chat page, the command line, and every later feature.
 
-`ask` looks the model up, subscribes, enqueues, and gives the answer's frames. It is entered, so that leaving early lets
-go at once: a request that nobody keeps ends with its reader. `answer` is the same, collected.
+`ask` subscribes, enqueues, and gives the answer's frames. It is entered, so that leaving early lets go at once: a
+request that nobody keeps ends with its reader. `answer` is the same, collected.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from broker import queues, registry, streams
+from broker import queues, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, EmbedRequest, Frame, Request, TokenRequest, wrong_kind
+from broker.messages import ChatRequest, EmbedRequest, Frame, Request, TokenRequest
 from broker.queues import Turn
 from broker.streams import Reader
 
@@ -41,22 +41,20 @@ async def ask(
     """
     check_size(broker, request)
     request.check()
-    card = await registry.find(broker, request.model)
-    if card.state == "ready" and card.kind not in request.KINDS:  # what kind it is, a loading one may not know yet
-        raise wrong_kind(request)
     async with streams.read(broker, request.request_id) as reader:
         enqueued = asyncio.create_task(
             queues.enqueue(broker, request, turn, low_priority=low_priority, at_once=at_once)
         )
         try:
             reader.place = await asyncio.shield(enqueued)  # cut off half-way, nobody would know whether it is accepted
+            reader.behind = reader.place is None  # a new answer's frames all come after the subscription
             yield reader
         finally:
             if not reader.ended:
                 broker.later(_leave(broker, request, enqueued))
 
 
-async def _leave(broker: Broker, request: Request, enqueued: asyncio.Task[int]) -> None:
+async def _leave(broker: Broker, request: Request, enqueued: asyncio.Task[int | None]) -> None:
     """End an accepted request that nobody keeps."""
     await asyncio.wait({enqueued})
     if not request.keep and enqueued.exception() is None:
@@ -102,14 +100,14 @@ class Text:
         return "".join(self._parts)
 
 
-async def answer(broker: Broker, request: ChatRequest) -> Answer:
+async def answer(broker: Broker, request: ChatRequest, *, low_priority: bool = False) -> Answer:
     """The whole answer.
 
     Raises:
         FleetError: the one it ended with.
     """
     text = Text()
-    async with ask(broker, request) as frames:
+    async with ask(broker, request, low_priority=low_priority) as frames:
         async for received in frames:
             frame = received.decode()
             text.add(frame)

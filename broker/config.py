@@ -109,6 +109,12 @@ class Config:
     lease_seconds: float = _setting(
         "FLEETCHAT_LEASE_SECONDS", 4, "a worker silent for this long loses its requests to the others", at_least=2
     )
+    keep_days: float = _setting(
+        "FLEETCHAT_KEEP_DAYS",
+        0,
+        "a conversation is forgotten so many days after its last change, with its links; 0 keeps all, and a pinned one stays",
+        at_most=36_500,
+    )
     stall_seconds: float = _setting(
         "FLEETCHAT_STALL_SECONDS",
         30,
@@ -136,6 +142,11 @@ class Config:
     def to_env(self) -> dict[str, str]:
         """The variables that give this object again: what a started process inherits."""
         return {f.metadata["variable"]: _write(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def retain_ms(self) -> int:
+        """How long a conversation is kept after its last change, in milliseconds; 0: for ever."""
+        return int(self.keep_days * 86_400_000)
 
     @property
     def loopback(self) -> bool:

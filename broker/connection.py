@@ -64,11 +64,12 @@ class Broker:
         finally:
             await broker.redis.aclose(close_connection_pool=True)
 
-    def later(self, work: Coroutine[Any, Any, Any]) -> None:
+    def later(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do it even if the caller is cancelled: a cancel, or a vote, after a closed tab. `open` waits for it at the end."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)

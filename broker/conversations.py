@@ -1,6 +1,6 @@
 """Saved chats: a tree of messages each, from the first day.
 
-A conversation belongs to an owner, and every function here checks that. Messages are written by the scripts: the user's
+A conversation belongs to an owner, and every function here checks that; `broker.shelf` lists, changes and deletes them. Messages are written by the scripts: the user's
 in `enqueue`, together with the request that answers it, and the answer in `end`, together with its last frame; so no
 answer is ever without its question, and none is lost because nobody watched.
 """
@@ -18,7 +18,6 @@ from broker.messages import Message, pack, unpack
 
 TITLE_CHARACTERS = 60
 SEEN = ("text", "file")  # kinds of parts that go into a prompt
-PAGE = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,11 @@ class Conversation:
     leaf: str  # the message shown last
     requests: tuple[str, ...] = ()  # the answers that are being written
     settings: dict[str, Any] = field(default_factory=dict)  # what its last answer was asked with
+    titled: str = ""  # whose title it is: "" the first words, "model", or "user"
+    pinned: int = 0  # when it was, in milliseconds since 1970; 0: it is not
+    archived: int = 0
+    tags: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()  # ids of what was shared of it
 
     def to_map(self) -> dict[str, Any]:
         """What its owner sees of it in a list; the settings are for who opens it."""
@@ -118,7 +122,7 @@ async def load(broker: Broker, conversation_id: str, owner: str) -> tuple[Conver
             pipe.hgetall(keys.conversation(conversation_id))
             pipe.hgetall(keys.messages(conversation_id))
             record, encoded = await pipe.execute()
-    conversation = _conversation(conversation_id, record)
+    conversation = from_record(conversation_id, record)
     if conversation is None or conversation.owner != owner:
         raise NoSuchConversation
     return conversation, {key.decode(): _message(key.decode(), unpack(value)) for key, value in encoded.items()}
@@ -152,63 +156,19 @@ def history(messages: Sequence[StoredMessage]) -> tuple[Message, ...]:
     return tuple(seen)
 
 
-async def listed(broker: Broker, owner: str, before: float = float("inf"), count: int = PAGE) -> list[Conversation]:
-    """An owner's conversations, latest first, those changed before a time (milliseconds since 1970)."""
-    async with redis_errors():
-        upper = "+inf" if before == float("inf") else f"({before:.0f}"
-        ids = [
-            i.decode()
-            for i in await broker.redis.zrevrangebyscore(keys.conversations(owner), upper, "-inf", start=0, num=count)
-        ]
-        async with broker.redis.pipeline(transaction=False) as pipe:
-            for conversation_id in ids:
-                pipe.hgetall(keys.conversation(conversation_id))
-            records = await pipe.execute()
-    found = (_conversation(i, record) for i, record in zip(ids, records, strict=True))
-    return [c for c in found if c is not None and c.owner == owner]
-
-
-async def rename(broker: Broker, conversation_id: str, owner: str, title: str) -> None:
-    """Raises NoSuchConversation, or BadRequest for an empty title."""
-    if not title.strip():
-        raise BadRequest("A title needs at least one character.")
-    await _own(broker, conversation_id, owner)
-    async with redis_errors():
-        await broker.redis.hset(keys.conversation(conversation_id), "title", title_of(title))
-        await _changed(broker, owner, conversation_id)
-
-
-async def delete(broker: Broker, conversation_id: str, owner: str) -> None:
-    """Delete it with its messages, and stop the answers that are being written in it; raises NoSuchConversation."""
-    async with redis_errors():
-        if not await broker.scripts.delete(args=[conversation_id, owner]):
-            raise NoSuchConversation
-
-
-async def _own(broker: Broker, conversation_id: str, owner: str) -> Conversation:
-    async with redis_errors():
-        conversation = _conversation(conversation_id, await broker.redis.hgetall(keys.conversation(conversation_id)))
-    if conversation is None or conversation.owner != owner:
-        raise NoSuchConversation
-    return conversation
-
-
-async def _changed(broker: Broker, owner: str, conversation_id: str) -> None:
-    await broker.redis.publish(
-        keys.events_of(owner), pack({"type": "event", "event": "changed", "conversation": conversation_id})
-    )
-
-
-def _conversation(conversation_id: str, record: dict[bytes, bytes]) -> Conversation | None:
+def from_record(conversation_id: str, record: dict[bytes, bytes]) -> Conversation | None:
+    """The conversation in a hash as Redis gives it; None if there is none."""
     if b"owner" not in record:
         return None
-    text = {key.decode(): value.decode() for key, value in record.items()}
-    return Conversation(
-        conversation_id, text["owner"], text.get("title", ""), int(text.get("created", 0)), int(text.get("updated", 0)),
-        text.get("leaf", ""), tuple(text.get("requests", "").split()), json.loads(text.get("settings", "{}")),
-    )  # fmt: skip
+    text = {key.decode(): value.decode() for key, value in record.items() if key in _RECORD_FIELDS}
+    known: dict[str, Any] = {name: text.get(name, "") for name in ("owner", "title", "leaf", "titled")}
+    known |= {name: int(text.get(name) or 0) for name in ("created", "updated", "pinned", "archived")}
+    known |= {name: tuple(text.get(name, "").split()) for name in ("requests", "shares")}
+    known |= {"tags": tuple(json.loads(text.get("tags", "[]"))), "settings": json.loads(text.get("settings", "{}"))}
+    return Conversation(conversation_id, **known)
 
 
+_RECORD_FIELDS = {f.name.encode() for f in fields(Conversation)} - {b"conversation_id"}
 _MESSAGE_FIELDS = {f.name for f in fields(StoredMessage)} - {"message_id"}
 
 

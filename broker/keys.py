@@ -15,7 +15,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     workers              zset     while alive         beat leave expire     all          worker ids by last heartbeat (ms)
     worker:ID            hash     4 s                 beat                  status       host, pid, models, busy, tokens/s …
     request:{R}          hash     limits + 2 min      every script          all          state, worker, epoch, times …
-    prompt:{R}           string   as request          enqueue               worker       the request itself (msgpack)
+    prompt:{R}           string   as request          enqueue               claim worker the request itself (msgpack)
     frames:{R}           list     as request          append end            readers      the answer so far (msgpack frames)
     tokens:{R}           string   as request          append                worker       its token ids so far (uint32)
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
@@ -27,9 +27,16 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     poisoned:{R}         hash     7 days              expire release end    people       what crashed 3 times or could not be read: why, prompt, job …
     swept                string   kept                expire                expire       when somebody swept last (ms)
     nothing              -        never there         every script          -            deleted first, see common.lua
-    conversation:ID      hash     kept                enqueue conversations web          owner, title, times, leaf, requests, settings
-    messages:ID          hash     kept                enqueue end delete …  web          message id → message (msgpack)
-    conversations:OWNER  zset     kept                enqueue conversations web          conversation ids by last change (ms)
+    conversation:ID      hash     KEEP_DAYS           enqueue end shelf     web          owner, title, times, leaf, requests, pinned, tags …
+    messages:ID          hash     as conversation     enqueue end prune …   web          message id → message (msgpack)
+    deleted:ID           hash     60 s                shelf                 shelf        a deleted conversation:ID, to be brought back
+    conversations:OWNER  zset     as the last of them enqueue end shelf     web          conversation ids by last change (ms)
+    archived:OWNER       zset     as the last of them shelf                 web          the archived ones, in no other list
+    pinned:OWNER         zset     as the last of them shelf                 web          the pinned ones by when they were (ms)
+    tagged:OWNER         hash     as the last of them shelf                 web          conversation id → its tags (JSON list)
+    share:ID             hash     as conversation     shares                web          owner, conversation, title, created, snapshot (msgpack)
+    shares:OWNER         zset     as the last of them shares                web          share ids by creation (ms)
+    retained             string   kept                web                   web          the days that all conversations were last given
     presets:OWNER        hash     kept                presets               web          name → settings that a person saved (JSON)
     ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
@@ -70,8 +77,15 @@ PATTERNS = {
     "nothing": "nothing",
     "conversation": "conversation:%s",
     "messages": "messages:%s",
+    "deleted": "deleted:%s",
     "conversations": "conversations:%s",
     "presets": "presets:%s",
+    "archived": "archived:%s",
+    "pinned": "pinned:%s",
+    "tagged": "tagged:%s",
+    "share": "share:%s",
+    "shares": "shares:%s",
+    "retained": "retained",
     "ratings": "ratings",
     "secret": "secret",
     "accounts": "accounts",
@@ -157,6 +171,11 @@ def messages(conversation_id: str) -> str:
     return _name("messages", conversation_id)
 
 
+def deleted(conversation_id: str) -> str:
+    """A conversation that can still be brought back."""
+    return _name("deleted", conversation_id)
+
+
 def conversations(owner: str) -> str:
     """Conversations of an owner."""
     return _name("conversations", owner)
@@ -165,6 +184,31 @@ def conversations(owner: str) -> str:
 def presets(owner: str) -> str:
     """Settings that an owner saved by name."""
     return _name("presets", owner)
+
+
+def archived(owner: str) -> str:
+    """Archived conversations of an owner."""
+    return _name("archived", owner)
+
+
+def pinned(owner: str) -> str:
+    """Pinned conversations of an owner."""
+    return _name("pinned", owner)
+
+
+def tagged(owner: str) -> str:
+    """Tags of an owner's conversations."""
+    return _name("tagged", owner)
+
+
+def share(share_id: str) -> str:
+    """A snapshot that anybody with its link may read."""
+    return _name("share", share_id)
+
+
+def shares(owner: str) -> str:
+    """Snapshots of an owner."""
+    return _name("shares", owner)
 
 
 def stream(request_id: str) -> str:
@@ -192,6 +236,7 @@ SINCE = PATTERNS["since"]
 WORKERS = PATTERNS["workers"]
 RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]
+RETAINED = PATTERNS["retained"]
 ACCOUNTS = PATTERNS["accounts"]
 EVENTS = PATTERNS["events"]
 

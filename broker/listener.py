@@ -38,7 +38,7 @@ class Mailbox:
         self._limit = limit
         self._messages: deque[bytes] = deque()
         self._gap = False
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # of whoever takes, while nothing is here
 
     def put(self, message: bytes) -> None:
         if len(self._messages) >= self._limit:
@@ -47,23 +47,38 @@ class Mailbox:
             self.miss()
         else:
             self._messages.append(message)
-            self._arrived.set()
+            self._wake()
 
     def miss(self) -> None:
         """Something may be missing: whoever takes next is told so, and what is here is dropped."""
         self._messages.clear()
         self._gap = True
-        self._arrived.set()
+        self._wake()
 
     async def take(self, timeout: float | None = None) -> tuple[list[bytes], bool]:
         """All messages that are here, at least one unless there is a gap or the time is up; and whether there is a gap."""
-        if not self._arrived.is_set():
-            await happens(self._arrived, timeout)
+        if not self._messages and not self._gap:
+            await self._wait(timeout)
         messages, gap = list(self._messages), self._gap
         self._messages.clear()
         self._gap = False
-        self._arrived.clear()
         return messages, gap
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self, timeout: float | None) -> None:
+        # A bare timer costs a third of asyncio.timeout, and every frame of every stream comes through here.
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = None if timeout is None else loop.call_later(timeout, self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
 
 
 class _Channel:
@@ -87,6 +102,9 @@ class Listener:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis  # for how to connect
         self._channels: dict[bytes, _Channel] = {}
+        self._joining: set[bytes] = set()  # channels to subscribe to in the next call
+        self._leaving: set[bytes] = set()  # those that nobody hears any more; they can wait for a call
+        self._some = asyncio.Event()
         self._connection: AbstractConnection | None = None
         self._deadline = asyncio.timeout(None)
         self.alive = False  # connected, and answering
@@ -94,7 +112,7 @@ class Listener:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Connected, or trying to be, while the block runs."""
-        async with beside(self._read(), self._ping()):
+        async with beside(self._read(), self._join(), self._ping()):
             yield self
 
     @contextlib.asynccontextmanager
@@ -118,7 +136,8 @@ class Listener:
         channel.mailboxes.add(mailbox)
         try:
             if not known:
-                await self._send("SUBSCRIBE", key)
+                self._joining.add(key)
+                self._some.set()
             if not await happens(channel.confirmed, patience):
                 raise RedisAway
             yield mailbox
@@ -126,13 +145,30 @@ class Listener:
             channel.mailboxes.discard(mailbox)
             if not channel.mailboxes and self._channels.get(key) is channel:
                 del self._channels[key]
-                await self._send("UNSUBSCRIBE", key)
+                if key in self._joining:
+                    self._joining.discard(key)
+                else:
+                    self._leaving.add(key)
 
-    async def _send(self, command: str, *names: bytes) -> None:
+    async def _send(self, *more: tuple[str]) -> None:
+        """What has gathered, in one call: first who leaves, since a channel may be wanted again."""
+        calls: list[tuple[str | bytes, ...]] = []
+        if self._leaving:
+            calls.append(("UNSUBSCRIBE", *self._leaving))
+        if self._joining:
+            calls.append(("SUBSCRIBE", *self._joining))
+        self._leaving, self._joining = set(), set()
         if self._connection is None:
             return  # once connected, the reading loop subscribes to all of `_channels`
-        with contextlib.suppress(*LOST):  # the reading loop sees the same and connects again
-            await self._connection.send_command(command, *names)
+        if calls := [*calls, *more]:
+            with contextlib.suppress(*LOST):  # the reading loop sees the same and connects again
+                await self._connection.send_packed_command(self._connection.pack_commands(calls))
+
+    async def _join(self) -> None:
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            await self._send()
 
     async def _read(self) -> None:
         pause = 0.05
@@ -145,6 +181,7 @@ class Listener:
                 async with asyncio.timeout(CONFIRM_SECONDS) as self._deadline:
                     await connection.connect()
                     self._connection = connection
+                    self._joining, self._leaving = set(), set()
                     if self._channels:
                         await connection.send_command("SUBSCRIBE", *self._channels)
                     await connection.send_command("PING")
@@ -186,4 +223,4 @@ class Listener:
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(PING_SECONDS)
-            await self._send("PING")
+            await self._send(("PING",))

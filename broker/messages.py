@@ -7,7 +7,8 @@ and nothing is ever pickled.
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import msgpack
@@ -133,9 +134,13 @@ class Sampling:
             if len(getattr(self, name)) > most:
                 raise BadRequest(f"{name} has {len(getattr(self, name))} entries, and may have {most}.", param=name)
 
+    def to_map(self) -> dict[str, Any]:
+        """What travels."""
+        return _flat(self) | {"structure": None if self.structure is None else _flat(self.structure)}
+
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
-        """From the map that `asdict` makes; TypeError or ValueError when it is of a wrong shape."""
+        """From the map that `to_map` makes; TypeError or ValueError when it is of a wrong shape."""
         form = raw.get("structure")
         return cls(
             **_known(cls, raw)
@@ -196,8 +201,7 @@ class ChatRequest:
         return sum(len(m.content.encode()) for m in self.messages) + (len(pack(rest)) if any(rest) else 0)
 
     def encode(self) -> bytes:
-        # asdict looks at every token id by itself, which is slow for as many as a prompt may have
-        return pack(asdict(replace(self, prompt=None)) | {"prompt": self.prompt})
+        return pack(_flat(self) | {"messages": list(map(_flat, self.messages)), "sampling": self.sampling.to_map()})
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -252,7 +256,7 @@ class EmbedRequest:
             raise BadRequest("dimensions has to be a whole number, at least 1.", param="dimensions")
 
     def encode(self) -> bytes:
-        return pack(asdict(self))
+        return pack(_flat(self))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -367,7 +371,12 @@ class Frame:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        return cls(**_known(cls, unpack(data)))
+        return cls.of(unpack(data))
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        """From the map that was in a frame's bytes."""
+        return cls(**_known(cls, raw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,6 +434,16 @@ def _size(prompt: str | tuple[int, ...]) -> int:
     return len(prompt.encode()) if isinstance(prompt, str) else TOKEN_BYTES * len(prompt)
 
 
+@cache
+def _names(cls: type) -> frozenset[str]:
+    return frozenset(f.name for f in fields(cls))
+
+
 def _known(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(cls)}
+    names = _names(cls)
     return {key: value for key, value in raw.items() if key in names}
+
+
+def _flat(one: Any) -> dict[str, Any]:
+    """The fields of a dataclass as they are. `asdict` copies all that is in them, token by token."""
+    return {name: getattr(one, name) for name in _names(one.__class__)}

@@ -15,10 +15,17 @@ from typing import Any
 import msgpack
 from arq.jobs import serialize_job
 
-from broker import keys, metrics
+from broker import keys, metrics, registry
 from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
-from broker.errors import Conflict, FleetError, NoSuchConversation, QueueFull, ShareUsed, StorageFull
-from broker.messages import Request, pack
+from broker.errors import (
+    Conflict,
+    FleetError,
+    NoSuchConversation,
+    QueueFull,
+    ShareUsed,
+    StorageFull,
+)
+from broker.messages import Request, pack, wrong_kind
 
 logger = logging.getLogger("fleetchat.queues")
 
@@ -54,6 +61,7 @@ class Claim:
     queue: str  # the model's, or the one beside it
     waited: float  # seconds between enqueue and claim
     crashes: int
+    encoded: bytes = b""  # the request, if this is its first claim
 
     @property
     def beside(self) -> bool:
@@ -68,13 +76,16 @@ async def enqueue(
     *,
     low_priority: bool = False,
     at_once: int | None = None,
-) -> int:
-    """Accept a request and wake a worker; gives the number of requests before it.
+) -> int | None:
+    """Accept a request and wake a worker; gives the number of requests before it, None if it had been accepted before.
 
     Args:
         at_once: requests that its owner may have waiting and running; 0: no limit; None: FLEETCHAT_USER_LIMIT.
 
     Raises:
+        NoSuchModel: nobody ever offered it.
+        NoWorker: somebody did, but no worker is ready or loading.
+        BadRequest: it is no model for requests of this kind.
         QueueFull, ShareUsed: with `retry_after`.
         NoSuchConversation, Conflict: the conversation is not the owner's, or all answers that it may have are under way.
         StorageFull, RedisAway
@@ -91,29 +102,42 @@ async def enqueue(
     async with redis_errors():
         status, *details = await broker.scripts.enqueue(
             args=[
-                request.request_id, request.model, queue, request.owner, int(request.keep), request.encode(), job, *limits,
-                BEHIND if low_priority else 0, *([turn.encode()] if turn else []),
+                request.request_id, request.model, queue, request.owner, int(request.keep), request.encode(), job,
+                " ".join(request.KINDS), *limits, BEHIND if low_priority else 0, *([turn.encode(), config.retain_ms] if turn else []),
             ]
         )  # fmt: skip
+    if status:
+        raise _refusal(request, status, details)
+    if not details:
+        return None
+    before: int = details[0]
+    facts = {"request_id": request.request_id, "model": request.model, "before": before}
+    logger.info("request %s accepted for %s, %d before it", *facts.values(), extra=facts)
+    return before
+
+
+def _refusal(request: Request, status: int, details: Sequence[Any]) -> FleetError:
+    """What the script's answer means."""
+    if limit := {-1: "queue", -2: "user"}.get(status):
+        metrics.REFUSED.labels(limit).inc()
     match status:
         case -1:
-            metrics.REFUSED.labels("queue").inc()
-            raise QueueFull(retry_after=max(1, min(LONGEST_RETRY, math.ceil(float(details[0])))))
+            return QueueFull(retry_after=max(1, min(LONGEST_RETRY, math.ceil(float(details[0])))))
         case -2:
-            metrics.REFUSED.labels("user").inc()
-            raise ShareUsed(
+            return ShareUsed(
                 f"You have {details[0]} answers under way, which is all that you may have at once. "
                 "Wait for one to finish, or stop one.",
                 retry_after=2,
             )
         case -3:
-            raise NoSuchConversation
+            return NoSuchConversation()
         case -4:
-            raise Conflict
-    before: int = details[0]
-    facts = {"request_id": request.request_id, "model": request.model, "before": before}
-    logger.info("request %s accepted for %s, %d before it", *facts.values(), extra=facts)
-    return before
+            return Conflict()
+        case -5:
+            return registry.unknown(request.model)
+        case -6:
+            return registry.unserved(request.model, details[0].decode())
+    return wrong_kind(request)
 
 
 async def claim(
@@ -138,8 +162,8 @@ async def claim(
         args=[worker_id, token, lease_ms, grace_ms, int(not mine), want, beside, len(models), *models, *mine]
     )
     return [
-        Claim(i.decode(), t.decode(), int(e), m.decode(), q.decode(), int(w) / 1000, int(c))
-        for i, t, e, m, q, w, c in (flat[k : k + 7] for k in range(0, len(flat), 7))
+        Claim(i.decode(), t.decode(), int(e), m.decode(), q.decode(), int(w) / 1000, int(c), r)
+        for i, t, e, m, q, w, c, r in (flat[k : k + 8] for k in range(0, len(flat), 8))
     ]
 
 

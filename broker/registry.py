@@ -102,15 +102,25 @@ async def find(broker: Broker, model: str) -> ModelCard:
             pipe.zcard(keys.serving(model))
             encoded, workers = await pipe.execute()
     if encoded is None:
-        metrics.REFUSED.labels("unserved").inc()
-        raise NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
+        raise unknown(model)
     card = ModelCard.decode(encoded)
     if not workers or card.state == "failed":
-        metrics.REFUSED.labels("unserved").inc()
-        if card.state == "failed":
-            raise NoWorker(f"{model} cannot be served: {card.why}")
-        raise NoWorker(f"No worker serves {model} right now. Pick another model, or start a worker for it.")
+        raise unserved(model, card.why if card.state == "failed" else "")
     return card
+
+
+def unknown(model: str) -> NoSuchModel:
+    """The refusal of a model that nobody ever offered."""
+    metrics.REFUSED.labels("unserved").inc()
+    return NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
+
+
+def unserved(model: str, why: str) -> NoWorker:
+    """The refusal of a model that no worker serves; `why` it failed, or "" when they have gone."""
+    metrics.REFUSED.labels("unserved").inc()
+    if why:
+        return NoWorker(f"{model} cannot be served: {why}")
+    return NoWorker(f"No worker serves {model} right now. Pick another model, or start a worker for it.")
 
 
 async def workers(broker: Broker) -> list[WorkerState]:

@@ -1,12 +1,15 @@
 """Writing an answer's frames, and reading them without a gap.
 
 The list `frames:{R}` is the truth and its length the next number; the channel `stream:{R}` brings each frame at once.
-A reader subscribes, waits for the confirmation, reads the list, then takes live frames and drops what it has. A gap, a
-renewed subscription, an overflowing mailbox or silence all mean the same: read the list from the next number. So late,
-again, or on another web process are no special cases.
+A reader subscribes, waits for the confirmation, reads the list (unless its request is accepted only then, see
+`broker.chat`), then takes live frames and drops what it has. A gap, a renewed subscription, an overflowing mailbox or
+silence all mean the same: read the list from the next number. So late, again, or on another web process are no special
+cases.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +64,10 @@ class Received:
     epoch: int
     last: bool
     encoded: bytes
+    content: Mapping[str, Any]  # decoded
 
     def decode(self) -> Frame:
-        return Frame.decode(self.encoded)
+        return Frame.of(self.content)
 
 
 class Reader:
@@ -77,7 +81,7 @@ class Reader:
         self._broker = broker
         self._mailbox = mailbox
         self._epoch = epoch
-        self._behind = True  # the list may hold frames that the mailbox will not bring
+        self.behind = True  # the list may hold frames that the mailbox will not bring
 
     def __aiter__(self) -> AsyncIterator[Received]:
         return self._frames()
@@ -87,20 +91,24 @@ class Reader:
             for frame in batch:
                 yield frame
 
-    async def take(self) -> list[Received]:
-        """The next frames, as many as are there; waits for at least one. Empty once the last one has been given.
+    async def take(self, patience: float = math.inf) -> list[Received]:
+        """The next frames, as many as are there. Empty once the last one has been given, or when none comes for so long.
+
+        Args:
+            patience: seconds; beyond SILENCE_SECONDS it is rounded up to a multiple of them.
 
         Raises:
             WorkerLost: nothing is known of the request any more: Redis has lost or forgotten it.
         """
+        begun = time.monotonic()
         while not self.ended:
-            if self._behind:
+            if self.behind:
                 batch = self._accept(await self._read_list())
             else:
-                messages, gap = await self._mailbox.take(SILENCE_SECONDS)
-                self._behind = gap or not messages
+                messages, gap = await self._mailbox.take(min(SILENCE_SECONDS, patience))
+                self.behind = gap or not messages
                 batch = [] if gap else self._accept(messages)
-            if batch:
+            if batch or time.monotonic() - begun >= patience:
                 return batch
         return []
 
@@ -121,7 +129,7 @@ class Reader:
             return []
         if not encoded and not known:
             raise WorkerLost("The answer is no longer there: it is too old, or the server lost it in a restart.")
-        self._behind = not lost and len(encoded) > READ_FRAMES
+        self.behind = not lost and len(encoded) > READ_FRAMES
         if self.next and not lost:
             self._epoch = max(self._epoch, epoch)  # older frames that are still under way are not news
         return list(encoded)
@@ -132,14 +140,14 @@ class Reader:
             frame = unpack(encoded)
             seq, epoch = frame["seq"], frame["epoch"]
             if seq > self.next:
-                self._behind = True
+                self.behind = True
                 break
             if seq < self.next and epoch <= self._epoch:
                 continue
             # A higher epoch below the next number: Redis came back without its last second, and another worker went
             # on from there. Readers drop what they have from this number on.
             self.next, self._epoch, self.ended = seq + 1, max(epoch, self._epoch), "end" in frame
-            batch.append(Received(seq, epoch, self.ended, encoded))
+            batch.append(Received(seq, epoch, self.ended, encoded, frame))
         return batch
 
 

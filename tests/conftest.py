@@ -18,7 +18,13 @@ pytest_plugins = ["webpage"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="the fault tests in their long form")
+    parser.addoption("--long", action="store_true", help="tests of faults and of the API's document in their long form")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the long form: `pytest tests/faults --long`."""
+    return bool(request.config.getoption("--long"))
 
 
 @pytest.fixture(scope="session")

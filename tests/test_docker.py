@@ -68,8 +68,31 @@ async def test_a_worker_and_a_web_app_need_no_more_than_their_users_may(broker, 
                         assert response.status == 204
                     async with browser.delete(message) as response:
                         assert response.status == 200
-                    async with browser.delete(f"/conversations/{accepted['conversation']}") as response:
+                    address = f"/conversations/{accepted['conversation']}"
+                    for change in ({"pinned": True}, {"tags": ["t"]}, {"archived": True}, {"archived": False}):
+                        async with browser.patch(address, json=change) as response:
+                            assert response.status == 204
+                    async with browser.post(f"{address}/shares") as response:
+                        share = (await response.json())["share_id"]
+                    for path in (
+                        "/conversations?tag=t",
+                        "/conversations/search?q=hello",
+                        "/shares",
+                        f"/s/{share}",
+                        "/export",
+                    ):
+                        async with browser.get(path) as response:
+                            assert response.status == 200
+                    async with browser.post(
+                        "/import", data=b'{"messages": [{"role": "user", "content": "x"}]}'
+                    ) as response:
+                        (taken,) = (await response.json())["conversations"]
+                    await broker.redis.delete(keys.conversation(taken))
+                    async with browser.delete(f"/shares/{share}") as response:
                         assert response.status == 204
+                    for call in (browser.delete(address), browser.post(f"{address}/restore"), browser.delete(address)):
+                        async with call as response:
+                            assert response.status == 204
                     key, _ = await accounts.create(broker, "me", rpm=60, tpm=1000)
                     body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
                     async with browser.post("/v1/chat/completions", json=body, headers={"x-api-key": key}) as response:

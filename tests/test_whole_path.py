@@ -8,7 +8,7 @@ import signal
 import pytest
 from playwright.async_api import expect
 
-from broker import registry
+from broker import keys, registry
 from broker.connection import Broker
 from helpers import eventually
 from webpage import ready
@@ -113,14 +113,16 @@ async def test_waiting_shows_the_place_and_conversations_can_be_deleted(website,
     await website.open("one")
     await website.ask("/echo 1000 20ms")
     await expect(website.answer).to_contain_text("3")
+    await broker.redis.hset(keys.pace("one"), "seconds", "30")
     await tab.locator("#side-new").click()
     await website.ask("second")
-    await expect(tab.locator(".turn.answer").last.locator(".wait-text")).to_contain_text(re.compile("next", re.I))
+    await expect(tab.locator(".turn.answer").last.locator(".wait-text")).to_have_text(
+        "You are next in line, about 30 s"
+    )
     await tab.locator("#stop").click()
     await expect(tab.locator("#conversations a")).to_have_count(2)
     await tab.locator("#conversations .side-menu").first.click()
-    await tab.locator("#menu-delete").click()
-    await tab.locator("dialog[open] .danger, dialog[open] button.danger").first.click()
+    await tab.get_by_role("menuitem", name="Delete").click()
     await expect(tab.locator("#conversations a")).to_have_count(1)
 
 

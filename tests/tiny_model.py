@@ -20,6 +20,13 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CALLING_TEMPLATE = """{% if tools %}<|im_start|>system
+<tool_call>{"name": ...}</tool_call><|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.ok }}{% endif %}{{ m.content.split("</think>")[-1] }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+{% if thinking %}<think>
+{% endif %}"""  # of a model that calls tools and thinks, by the usual markers
 SAMPLE = (
     "The quick brown fox jumps over the lazy dog while it is raining in the north and the south. "
     "def answer(question: str) -> str: return question.strip() if question else 'nothing at all' "
@@ -51,9 +58,10 @@ def tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
     return made
 
 
-def build(folder: Path, **overrides: Any) -> Path:
+def build(folder: Path, template: str = CHAT_TEMPLATE, **overrides: Any) -> Path:
     """Write the model into `folder` and give the folder back; `overrides` go to LlamaConfig."""
     made = tokenizer()
+    made.chat_template = template
     config = LlamaConfig(
         **{
             "vocab_size": len(made),
@@ -71,6 +79,7 @@ def build(folder: Path, **overrides: Any) -> Path:
         }
         | overrides
     )
+    made.model_max_length = config.max_position_embeddings
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)

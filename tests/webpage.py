@@ -114,6 +114,7 @@ async def website(broker: Broker, valkey: str, tmp_path: Path, tab: Page) -> Asy
         made.first = made.worker("echo")
         await eventually(lambda: ready(broker, "echo"), 20)
         yield made
+        await tab.goto("about:blank")  # so that it asks nothing of a server that has gone
 
 
 @pytest.fixture

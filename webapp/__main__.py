@@ -1,6 +1,7 @@
 """`python -m webapp`: the web app by itself, on FLEETCHAT_HOST and FLEETCHAT_PORT."""
 
 import errno
+import gc
 import logging
 import socket
 import sys
@@ -22,9 +23,12 @@ def main() -> None:
     try:
         config = Config.from_env()
         logs.configure(config.log)
+        app = create_app(config)
+        gc.collect()
+        gc.freeze()  # what the imports brought is never garbage; to look through it stops all streams meanwhile
         logger.info("listening on http://%s:%d", config.host, config.port)
         web.run_app(
-            create_app(config),
+            app,
             host=config.host,
             port=config.port,
             print=None,

@@ -17,6 +17,7 @@ from broker.errors import BadRequest, PromptTooLarge
 BODY_SECONDS = 30.0
 DEPTH = 64
 LEAST, MOST = -(2**63), 2**64 - 1  # what msgpack carries
+EXACT = 2**53  # below it a float is exactly the number that was written
 
 
 async def read_json(request: web.Request, limit: int) -> dict[str, Any]:
@@ -29,17 +30,21 @@ async def read_json(request: web.Request, limit: int) -> dict[str, Any]:
         PromptTooLarge: it is larger.
         BadRequest: it is no JSON object, or does not arrive.
     """
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            raw = await _read(request, limit)
-    except TimeoutError:
-        raise BadRequest(f"The body did not arrive within {BODY_SECONDS:g} s.") from None
-    except (web.RequestPayloadError, HttpProcessingError, ClientError):
-        raise BadRequest("The body cannot be read: its encoding or its length is not what the headers say.") from None
-    value = parse(raw)
+    value = parse(await read(request, limit))
     if not isinstance(value, dict):
         raise BadRequest("The body has to be a JSON object.")
     return value
+
+
+async def read(request: web.Request, limit: int, seconds: float = BODY_SECONDS) -> bytes:
+    """The body as it is; raises as `read_json` does."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise BadRequest(f"The body did not arrive within {seconds:g} s.") from None
+    except (web.RequestPayloadError, HttpProcessingError, ClientError):
+        raise BadRequest("The body cannot be read: its encoding or its length is not what the headers say.") from None
 
 
 def parse(raw: bytes) -> Any:
@@ -84,10 +89,11 @@ def _refuse(name: str) -> NoReturn:
 
 
 def _float(text: str) -> float:
+    # 2.0 is a whole number, as JSON Schema has it; some languages write all numbers so
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number is too large")
-    return value
+    return int(value) if value.is_integer() and abs(value) < EXACT else value
 
 
 def _int(text: str) -> int:

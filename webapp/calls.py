@@ -7,10 +7,13 @@ of its answer. So the calls are told first, and have that moment to say what the
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiohttp import web
 
 from broker.errors import ShuttingDown
+from webapp.body import read_json
+from webapp.state import BROKER
 
 
 class OpenCalls:
@@ -50,6 +53,13 @@ class OpenCalls:
 
 
 CALLS = web.AppKey("open_calls", OpenCalls)
+
+
+async def read_body(request: web.Request, room: int = 1) -> dict[str, Any]:
+    """The body of a call whose prompt may have `room` times FLEETCHAT_PROMPT_BYTES; for the errors see `body.read_json`."""
+    # JSON may write a character in six, and a token id in eleven; the prompt itself is measured by `ask`.
+    async with request.app[CALLS].open():
+        return await read_json(request, 2 * room * request.app[BROKER].config.prompt_bytes + 65_536)
 
 
 async def close_all(app: web.Application) -> None:

@@ -127,6 +127,8 @@ async def _answer(
             "parent": parent,
             "title": turn.title if turn else "",
         }
+        if turn and turn.title:  # it is the first of a conversation
+            socket.titles.begin(turn.conversation, socket.owner, request.model, request.request_id)
         await socket.send(pack(accepted))
         await _relay(socket, reader, request.model)
 

@@ -8,13 +8,15 @@ import json
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Protocol
 
 from broker.errors import FleetError, NoSuchModel, from_map
 from broker.messages import ChatRequest, Frame
 from broker.registry import ModelState
 
+JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 LOWEST = -9999.0  # JSON has no infinity; vLLM's value
 STARTED = time.time()  # of this process: for models of which Redis does not know since when they are there
 REASONS = ("stop", "length", "tool_calls", "content_filter")
@@ -77,7 +79,7 @@ class Progress:
             said.text = text
         if frame.kind == "tool":
             said.calls = _behind(calls, told[2] - called)
-        elif isinstance(frame.data, Mapping) and not self._scored:
+        elif frame.data is not None and not self._scored and isinstance(frame.data, Mapping):
             said.prompt, self._scored = _prompt(frame.data), True
         if frame.usage is not None:
             said.usage = frame.usage[0], frame.usage[1]
@@ -226,9 +228,12 @@ class Paper:
             "system_fingerprint": None,
         }
 
-    def chunk(self, index: int, said: Said) -> Map:
-        """What is new in one choice."""
-        return {**self._head, "object": self._form.chunk_object, "choices": [self._form.chunk(index, said)]}
+    def chunks(self, index: int, said: Said) -> list[Map]:
+        """What is new in one choice; several when it is of several calls, since clients read one from a chunk."""
+        *before, last = _by_call(said.calls) or [[]]
+        parts = [*(Said(calls=calls) for calls in before), replace(said, calls=last)]
+        head = {**self._head, "object": self._form.chunk_object}
+        return [{**head, "choices": [self._form.chunk(index, part)]} for part in parts]
 
     def last(self) -> Map:
         """The chunk with the usage."""
@@ -238,7 +243,7 @@ class Paper:
 def usage(counts: Sequence[tuple[int, int]], per_prompt: int = 1) -> Map:
     """OpenAI's usage: a prompt counts once, however many answers it has.
 
-    The tokens of an answer are those that `logprobs` lists; the one that ended it counts nowhere.
+    The tokens of an answer are those that `logprobs` lists, but for the one that ended it, which counts nowhere.
 
     Args:
         counts: of each answer: tokens of its prompt, and its own.
@@ -301,7 +306,7 @@ def error(what: FleetError, status: int | None = None) -> Map:
 
 def dump(document: Any) -> bytes:
     """As JSON, short."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return JSON.encode(document).encode()
 
 
 def _length(delta: Map) -> int:
@@ -320,6 +325,17 @@ def _behind(deltas: Iterable[Map], told: int) -> list[Map]:
             text = delta["function"]["arguments"][told - bool(delta.get("id")) :]
             found.append({"index": delta["index"], "function": {"arguments": text}})
         told -= length
+    return found
+
+
+def _by_call(deltas: Iterable[Map]) -> list[list[Map]]:
+    """Neighbours of one call as one delta, each in a list of its own."""
+    found = []
+    for _, group in groupby(deltas, lambda delta: delta["index"]):
+        first, *rest = group
+        functions = [delta.get("function") or {} for delta in (first, *rest)]  # a server behind may leave it out
+        arguments = "".join(function.get("arguments") or "" for function in functions)
+        found.append([first | {"function": functions[0] | {"arguments": arguments}}])
     return found
 
 

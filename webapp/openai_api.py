@@ -6,6 +6,7 @@ The check of keys, limits and the shape of errors is `webapp.access`' and `webap
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -18,8 +19,7 @@ from broker.messages import ChatRequest, EmbedRequest, Frame
 from broker.streams import Reader
 from broker.tasks import stop
 from webapp import access, openai_answers
-from webapp.body import read_json
-from webapp.calls import CALLS
+from webapp.calls import CALLS, read_body
 from webapp.openai_answers import ChatForm, CompletionForm, Map, Paper, Progress, Said
 from webapp.openai_types import Asked, ChatCompletion, Completion, Embedding, StreamOptions, check
 from webapp.sse import Events
@@ -32,8 +32,8 @@ AT_ONCE = 64  # answers of one request that are asked for at the same time
 MAILBOX = 256  # batches of frames that wait for a slow reader
 
 Batch = list[tuple[int, Frame]]
-Take = Callable[[], Awaitable[list[tuple[int, Said]]]]
-"""Gives what is new, by the index of the answer."""
+Take = Callable[[float], Awaitable[list[tuple[int, Said]]]]
+"""Gives what is new, by the index of the answer; nothing once all have ended, or when nothing comes for so many seconds."""
 
 
 async def models(request: web.Request) -> web.Response:
@@ -59,14 +59,14 @@ async def model(request: web.Request) -> web.Response:
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
-    asked = check(ChatCompletion, await _body(request))
+    asked = check(ChatCompletion, await read_body(request))
     requests = asked.requests(request[access.ACCOUNT].id)
     return await _answer(request, asked, requests, Paper(ChatForm(asked.logprobs), requests, asked.n, asked.n))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
-    asked = check(Completion, await _body(request))
+    asked = check(Completion, await read_body(request))
     requests, candidates = asked.requests(request[access.ACCOUNT].id), asked.candidates
     shown = [one for k, one in enumerate(requests) if k % candidates < asked.n]
     form = CompletionForm(shown, echo=asked.echo, logprobs=asked.logprobs)
@@ -75,7 +75,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings."""
-    asked = check(Embedding, await _body(request, EmbedRequest.ROOM))
+    asked = check(Embedding, await read_body(request, EmbedRequest.ROOM))
     account = request[access.ACCOUNT]
     access.check_model(request, asked.model)
     wanted = asked.request(account.id)
@@ -100,12 +100,6 @@ async def embeddings(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
-async def _body(request: web.Request, room: int = 1) -> Map:
-    # JSON may write a character in six, and a token id in eleven; the prompt itself is measured by `ask`.
-    async with request.app[CALLS].open():
-        return await read_json(request, 2 * room * request.app[BROKER].config.prompt_bytes + 65_536)
-
-
 async def _answer(
     request: web.Request, asked: Asked, requests: Sequence[ChatRequest], paper: Paper
 ) -> web.StreamResponse:
@@ -119,7 +113,7 @@ async def _answer(
             return await _stream(request, asked, requests, paper)
         answers = [Said() for _ in requests]
         async with _answering(request, requests) as take:
-            while batch := await take():
+            while batch := await take(math.inf):
                 for i, said in batch:
                     answers[i].add(said)
                     paper.note(i, said)
@@ -136,7 +130,7 @@ async def _stream(
     try:
         try:
             async with _answering(request, requests) as take:
-                await _relay(events, take, paper, asked.stream_options or StreamOptions())
+                await _relay(events, take, len(requests), paper, asked.stream_options or StreamOptions())
         except ConnectionError:
             raise
         except Exception as error:
@@ -144,35 +138,38 @@ async def _stream(
                 raise
             if not isinstance(error, FleetError):
                 logger.exception("a stream of %s failed", asked.model)
-            await events.send(openai_answers.error(error if isinstance(error, FleetError) else FleetError()))
-        return await events.end()
-    except ConnectionError:
+            await events.end(openai_answers.error(error if isinstance(error, FleetError) else FleetError()))
+    except ConnectionError:  # nobody is there any more
         if not events.begun:
             raise
-        return events.response  # nobody is there any more
+    return events.response
 
 
-async def _relay(events: Events, take: Take, paper: Paper, options: StreamOptions) -> None:
-    while batch := await events.wait(take):
+async def _relay(events: Events, take: Take, left: int, paper: Paper, options: StreamOptions) -> None:
+    """All chunks of so many answers."""
+    while left:
         chunks = []
-        for i, said in batch:
+        for i, said in await events.wait(take):
+            left -= said.finish is not None
             paper.note(i, said)
-            chunk = paper.chunk(i, said)
-            if options.continuous_usage_stats:
-                chunk["usage"] = paper.usage
-            elif options.include_usage:
-                chunk["usage"] = None  # as OpenAI has it
-            chunks.append(chunk)
-        await events.send(*chunks)
+            for chunk in paper.chunks(i, said):
+                if options.continuous_usage_stats:
+                    chunk["usage"] = paper.usage
+                elif options.include_usage:
+                    chunk["usage"] = None  # as OpenAI has it
+                chunks.append(chunk)
+        if left:
+            await events.send(*chunks)
     if options.include_usage:
-        await events.send(paper.last())
+        chunks.append(paper.last())
+    await events.end(*chunks)
 
 
 @asynccontextmanager
 async def _answering(request: web.Request, requests: Sequence[ChatRequest]) -> AsyncIterator[Take]:
-    """A function that gives what is new in any of the answers, and nothing once all have ended; leaving ends them all.
+    """A function that gives what is new in any of the answers; leaving ends them all.
 
-    What it raises is the error of the first answer that has one. It may be cancelled and called again.
+    What it raises is the error of the first answer that has one.
     """
     broker, at_once = request.app[BROKER], request[access.ACCOUNT].at_once
     progress = [Progress() for _ in requests]
@@ -184,24 +181,24 @@ async def _answering(request: web.Request, requests: Sequence[ChatRequest]) -> A
         if len(requests) == 1:
             async with chat.ask(broker, requests[0], at_once=at_once) as reader:
 
-                async def take_one() -> list[tuple[int, Said]]:
-                    return news(await _take(0, reader))
+                async def take_one(patience: float) -> list[tuple[int, Said]]:
+                    return news(await _take(0, reader, patience))
 
                 yield take_one
             return
         many = _Many(broker, requests, at_once)
         try:
 
-            async def take_many() -> list[tuple[int, Said]]:
-                return news(await many.take())
+            async def take_many(patience: float) -> list[tuple[int, Said]]:
+                return news(await many.take(patience))
 
             yield take_many
         finally:
             await many.close()
 
 
-async def _take(index: int, reader: Reader) -> Batch:
-    return [(index, received.decode()) for received in await reader.take()]
+async def _take(index: int, reader: Reader, patience: float = math.inf) -> Batch:
+    return [(index, received.decode()) for received in await reader.take(patience)]
 
 
 class _Many:
@@ -214,11 +211,16 @@ class _Many:
         self._left = len(requests)
         self._tasks = [asyncio.create_task(self._read(i, one)) for i, one in enumerate(requests)]
 
-    async def take(self) -> Batch:
-        """The next frames, as many as are there; nothing once all answers have ended. Raises the first error."""
+    async def take(self, patience: float) -> Batch:
+        """The next frames, as many as are there; nothing once all answers have ended, or when none comes for so many
+        seconds. Raises the first error."""
         if not self._left:
             return []
-        found = await self._mailbox.get()
+        try:
+            async with asyncio.timeout(None if patience == math.inf else patience):
+                found = await self._mailbox.get()
+        except TimeoutError:
+            return []
         if isinstance(found, Exception):
             raise found
         self._left -= sum(frame.end is not None for _, frame in found)

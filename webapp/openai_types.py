@@ -7,7 +7,7 @@ does nothing, since no answer depends on it.
 import json
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
@@ -89,12 +89,19 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(i) is int and 0 <= i <= TOKEN_ID for i in value)
 
 
+def _prompts_schema(most: int) -> dict[str, Any]:
+    text = {"type": "string", "minLength": 1}
+    ids = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": TOKEN_ID}, "minItems": 1}
+    lists = [{"type": "array", "items": one, "minItems": 1, "maxItems": most} for one in (text, ids)]
+    return {"anyOf": [text, ids, *lists]}
+
+
 _TEXT = {"type": "string"}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": TOKEN_ID}, "minItems": 1}
+_STOP = _TEXT | {"maxLength": LONGEST_STOP}
 Texts = Annotated[
     list[Annotated[str, Field(max_length=LONGEST_STOP)]],
     BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": COUNTS["stop"]}]}),
+    WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": COUNTS["stop"]}]}),
 ]
 Content = Annotated[
     str,
@@ -115,20 +122,10 @@ Content = Annotated[
         }
     ),
 ]
-Prompts = Annotated[
-    list[Any],
-    BeforeValidator(_prompts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _TEXT,
-                _IDS,
-                {"type": "array", "items": _TEXT, "minItems": 1},
-                {"type": "array", "items": _IDS, "minItems": 1},
-            ]
-        }
-    ),
-]
+Prompts = Annotated[list[Any], BeforeValidator(_prompts)]
+ModelName = Annotated[str, Field(min_length=1, max_length=128, description="As /v1/models has it.")]
+ONE_FORM = "An answer can have one form only."
+PASSED_OVER = "Passed over beside structured_outputs, since some send both."
 
 
 class CalledFunction(Closed):
@@ -150,16 +147,13 @@ class ToolCall(Closed):
 class ChatMessage(Closed):
     """One message of any role."""
 
+    HARMLESS = HARMLESS_IN_MESSAGES
+
     role: Literal[ROLES]  # type: ignore[valid-type]
     content: Content = ""
     name: str = ""
     tool_calls: list[ToolCall] = Field(default_factory=list)
     tool_call_id: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_harmless(cls, values: Any) -> Any:
-        return _without(values, HARMLESS_IN_MESSAGES)
 
     def message(self) -> Message:
         """As models get it."""
@@ -202,14 +196,14 @@ class JsonSchema(Closed):
     name: str = ""
     description: str = ""
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: bool = True
+    strict: bool = Field(default=True, description="It is strict here, whatever this says.")
 
 
 class ResponseFormat(Closed):
     """OpenAI's way to ask for a form."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    json_schema: JsonSchema | None = Field(default=None, description="Has to be there for type json_schema.")
 
 
 class StructuredOutputs(Closed):
@@ -225,51 +219,60 @@ class StructuredOutputs(Closed):
 class StreamOptions(Closed):
     """What a stream says beside the answer."""
 
-    include_usage: bool = False  # a last chunk without choices
-    continuous_usage_stats: bool = False  # in each chunk
-    include_obfuscation: bool = False  # OpenAI's padding; there is none here
+    include_usage: bool = Field(default=False, description="A last chunk without choices has the usage.")
+    continuous_usage_stats: bool = Field(default=False, description="Each chunk has the usage so far.")
+    include_obfuscation: bool = Field(default=False, description="OpenAI's padding; there is none here.")
 
 
 class Asked(Closed):
     """What chat and completions have in common."""
 
-    ANSWER_TOKENS: ClassVar[int | None] = None  # when nothing is said
+    HARMLESS = HARMLESS
 
-    model: Annotated[str, Field(min_length=1, max_length=128)]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
-    temperature: float = _ranged("temperature", 1.0)  # OpenAI's default, here and below
-    top_p: float = _ranged("top_p", 1.0)
-    top_k: int = _ranged("top_k", 0, ge=-1)  # 0 or -1: all
-    min_p: float = _ranged("min_p", 0.0)
-    repetition_penalty: float = _ranged("repetition_penalty", 1.0)
-    presence_penalty: float = _ranged("presence_penalty", 0.0)
-    frequency_penalty: float = _ranged("frequency_penalty", 0.0)
+    model: ModelName
+    stream: bool = Field(default=False, description="Whether the answer comes as events, while it is written.")
+    stream_options: StreamOptions | None = Field(default=None, description="With stream: true only.")
+    n: int = Field(default=1, ge=1, le=MOST_CHOICES, description="Answers to each prompt.")
+    temperature: float = _ranged("temperature", 1.0, description="0 always takes the likeliest token.")
+    top_p: float = _ranged("top_p", 1.0, description="Draws from the likeliest tokens that together have this share.")
+    top_k: int = _ranged("top_k", 0, ge=-1, description="Draws from so many of the likeliest tokens; 0 or -1: all.")
+    min_p: float = _ranged("min_p", 0.0, description="Least probability of a token, as a share of the likeliest one's.")
+    repetition_penalty: float = _ranged("repetition_penalty", 1.0, description="Over prompt and answer; 1 is none.")
+    presence_penalty: float = _ranged(
+        "presence_penalty", 0.0, description="Over the answer, once for each token in it."
+    )
+    frequency_penalty: float = _ranged(
+        "frequency_penalty", 0.0, description="Over the answer, each time a token comes."
+    )
     logit_bias: Annotated[
-        dict[Annotated[str, Field(pattern=r"^\d{1,10}$")], Annotated[float, Field(ge=-BIAS, le=BIAS)]],
-        Field(max_length=COUNTS["logit_bias"]),
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-BIAS, le=BIAS)]],
+        Field(
+            max_length=COUNTS["logit_bias"],
+            description="By token id, what is added to its logit.",
+            json_schema_extra={"additionalProperties": False},
+        ),
     ] = Field(default_factory=dict)
     max_tokens: int | None = _ranged("max_tokens")
-    min_tokens: int = _ranged("min_tokens", 0)
-    ignore_eos: bool = False
-    seed: int | None = _ranged("seed")  # drawn when absent
-    stop: Annotated[Texts, Field(max_length=COUNTS["stop"])] = Field(default_factory=list)
+    min_tokens: int = _ranged(
+        "min_tokens", 0, description="Before them neither an end token nor a stop string ends it."
+    )
+    ignore_eos: bool = Field(default=False, description="Whether it goes on behind an end token.")
+    seed: int | None = _ranged("seed", description="The same seed gives the same answer. Drawn when absent.")
+    stop: Annotated[Texts, Field(max_length=COUNTS["stop"], description="Texts that end the answer; not in it.")] = (
+        Field(default_factory=list)
+    )
     stop_token_ids: Annotated[
         list[Annotated[int, Field(ge=0, le=TOKEN_ID)]], Field(max_length=COUNTS["stop_token_ids"])
     ] = Field(default_factory=list)
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: Any = None
-    guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
-    guided_grammar: str | None = None
-    regex: str | None = None  # SGLang's names; passed over beside structured_outputs, since some send both
-    ebnf: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_harmless(cls, values: Any) -> Any:
-        return _without(values, HARMLESS)
+    structured_outputs: StructuredOutputs | None = Field(default=None, description=f"vLLM's spelling. {ONE_FORM}")
+    guided_json: Any = Field(default=None, description=f"A JSON schema that the answer has to fit. {ONE_FORM}")
+    guided_regex: str | None = Field(default=None, description=f"A regular expression for the whole answer. {ONE_FORM}")
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description=f"The answer is one of these texts. {ONE_FORM}"
+    )
+    guided_grammar: str | None = Field(default=None, description=f"A grammar in Lark's syntax or GBNF. {ONE_FORM}")
+    regex: str | None = Field(default=None, description=f"SGLang's name. {PASSED_OVER}")
+    ebnf: str | None = Field(default=None, description=f"SGLang's name. {PASSED_OVER}")
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
@@ -292,8 +295,9 @@ class Asked(Closed):
             seed=seed,
             stop=tuple(text for text in self.stop if text),
             stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
             structure=self.structure(),
-            **{"max_tokens": self.max_tokens, "ignore_eos": self.ignore_eos} | more,
+            **{"max_tokens": self.max_tokens} | more,
         )
         found.check()
         return found
@@ -341,18 +345,32 @@ class Asked(Closed):
 class ChatCompletion(Asked):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: int | None = _ranged("max_tokens", ge=1)
-    max_completion_tokens: int | None = _ranged("max_tokens", ge=1)  # OpenAI's newer name; comes before the older one
-    logprobs: bool = False
-    top_logprobs: int | None = _ranged("logprobs")
-    response_format: ResponseFormat | None = None
-    tools: list[Tool] = Field(default_factory=list)
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
-    parallel_tool_calls: bool = True
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    messages: list[ChatMessage] = Field(
+        min_length=1, description="The conversation; the last message says something, or is a tool's."
+    )
+    max_tokens: int | None = _ranged(
+        "max_tokens", ge=1, description="Of the answer. When absent, as many as the model has room for."
+    )
+    max_completion_tokens: int | None = _ranged(
+        "max_tokens", ge=1, description="OpenAI's newer name of max_tokens; this one counts if both are there."
+    )
+    logprobs: bool = Field(default=False, description="Whether each token comes with its log-probability.")
+    top_logprobs: int | None = _ranged("logprobs", description="And with so many others. With logprobs: true only.")
+    response_format: ResponseFormat | None = Field(default=None, description=f"OpenAI's spelling. {ONE_FORM}")
+    tools: list[Tool] = Field(default_factory=list, description="What the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice = Field(
+        default="auto",
+        description="required: it has to call one of the tools; an object: that one, which has to be in tools. "
+        "Such an answer can have no other form.",
+    )
+    parallel_tool_calls: bool = Field(default=True, description="false: the answer ends behind its first call.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="For the model's chat template, as enable_thinking."
+    )
+    add_generation_prompt: bool = Field(default=True, description="false goes with continue_final_message: true only.")
+    continue_final_message: bool = Field(
+        default=False, description="The last message is the assistant's, and the answer goes on in it."
+    )
 
     def requests(self, owner: str) -> list[ChatRequest]:
         """One for each choice; raises BadRequest for what does not go together."""
@@ -408,11 +426,22 @@ class ChatCompletion(Asked):
 class Completion(Asked):
     """POST /v1/completions."""
 
-    prompt: Prompts
+    prompt: Annotated[
+        Prompts,
+        WithJsonSchema(_prompts_schema(MOST_ANSWERS)),
+        Field(description=f"Texts or their token ids. All answers to all prompts together: {MOST_ANSWERS} at most."),
+    ]
     max_tokens: int = _ranged("max_tokens", COMPLETION_TOKENS)
-    logprobs: int | None = _ranged("logprobs")
-    echo: bool = False
-    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    logprobs: int | None = _ranged(
+        "logprobs", description="Log-probabilities of each token and of so many others; 0: of the token only."
+    )
+    echo: bool = Field(default=False, description="Whether the prompt comes before the answer.")
+    best_of: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_CHOICES,
+        description="So many answers are written, and the n likeliest come. At least n; streams cannot have more than n.",
+    )
 
     @property
     def candidates(self) -> int:
@@ -441,24 +470,26 @@ class Completion(Asked):
             found["logprobs"] = 0  # the best one is the likeliest
         if self.echo and (self.logprobs is not None or not isinstance(prompt, str)):
             found["prompt_logprobs"] = self.logprobs or 0  # of ids they bring the text, too
-        if self.echo and self.logprobs is not None and self.max_tokens == 1:
-            # An end token is no part of an answer, but who scores a prompt (lm-eval) cuts off exactly one token.
-            found["ignore_eos"] = True
         return found
 
 
 class Embedding(Closed):
     """POST /v1/embeddings."""
 
-    model: Annotated[str, Field(min_length=1, max_length=128)]
-    input: Annotated[Prompts, Field(max_length=MOST_INPUTS)]
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    HARMLESS = HARMLESS
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_harmless(cls, values: Any) -> Any:
-        return _without(values, HARMLESS)
+    model: ModelName
+    input: Annotated[
+        Prompts,
+        Field(
+            max_length=MOST_INPUTS, description="Texts or their token ids; none of them may be too long for the model."
+        ),
+        WithJsonSchema(_prompts_schema(MOST_INPUTS)),
+    ]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(
+        default=None, ge=1, description="The first so many numbers; no more than the model has."
+    )
 
     def request(self, owner: str) -> EmbedRequest:
         """One for all inputs."""
@@ -493,7 +524,3 @@ def _param(where: tuple[int | str, ...]) -> str:
         elif not found:
             found = repr(part[:64])  # an unknown field with a strange name
     return found or "body"
-
-
-def _without(values: Any, names: tuple[str, ...]) -> Any:
-    return {k: v for k, v in values.items() if k not in names} if isinstance(values, dict) else values

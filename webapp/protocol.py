@@ -1,8 +1,10 @@
 """What a page may send, as closed schemas: an unknown field is refused by its name, `null` means absent."""
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from broker.conversations import parts_of, shown_to_model
 from broker.errors import BadRequest
@@ -18,11 +20,25 @@ class Closed(BaseModel):
     """What comes from outside: no unknown fields, no types turned into others, no null."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    HARMLESS: ClassVar[tuple[str, ...]] = ()  # fields that are accepted and do nothing
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, values: Any) -> Any:
-        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+    def _leave_what_says_nothing(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None and name not in cls.HARMLESS}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With what the validator above lets pass."""
+        reference = handler(core)
+        found = handler.resolve_ref_schema(reference)
+        fields, needed = found.setdefault("properties", {}), found.get("required", ())
+        for name in fields.keys() - set(needed):
+            fields[name] = _or_null(fields[name])
+        fields |= {name: {"description": "Accepted, and does nothing.", "x-harmless": True} for name in cls.HARMLESS}
+        return reference
 
 
 class Form(Closed):
@@ -204,3 +220,12 @@ def _refusal(error: ValidationError, depth: int) -> BadRequest:
     if first["type"] == "extra_forbidden":
         return BadRequest(f"The field {where} is not supported here.")
     return BadRequest(f"{where}: {first['msg']}.")
+
+
+def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
+    about = {key: schema[key] for key in ("default", "description") if schema.get(key) is not None}
+    kind = {key: value for key, value in schema.items() if key not in ("default", "description", "title")}
+    sides = kind.get("anyOf", [kind] if kind else [])
+    if not sides or {"type": "null"} in sides:
+        return kind | about
+    return {"anyOf": [*sides, {"type": "null"}]} | about

@@ -25,6 +25,7 @@ from webapp.middleware import check_origin
 from webapp.protocol import Incoming, parse
 from webapp.session import SESSIONS
 from webapp.state import BROKER
+from webapp.titles import TITLES, Titles
 
 logger = logging.getLogger("fleetchat.socket")
 
@@ -38,10 +39,17 @@ class Socket:
     """A page's connection."""
 
     def __init__(
-        self, ws: web.WebSocketResponse, transport: asyncio.WriteTransport, broker: Broker, live: Live, owner: str
+        self,
+        ws: web.WebSocketResponse,
+        transport: asyncio.WriteTransport,
+        broker: Broker,
+        live: Live,
+        titles: Titles,
+        owner: str,
     ) -> None:
         self.broker = broker
         self.live = live
+        self.titles = titles
         self.owner = owner
         self._ws = ws
         self._transport = transport
@@ -147,7 +155,7 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     await ws.prepare(request)
     if request.transport is None:
         return ws  # it has gone again
-    socket = Socket(ws, request.transport, broker, live, owner)
+    socket = Socket(ws, request.transport, broker, live, request.app[TITLES], owner)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(socket.close)
         stack.enter_context(request.app[OPEN].open(socket))

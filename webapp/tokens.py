@@ -5,34 +5,44 @@ means the only one that is there.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from broker import chat, registry
 from broker.errors import BadRequest, NoWorker, from_map
 from broker.messages import TOKEN_ID, ChatRequest, TokenRequest
 from webapp import access
-from webapp.body import read_json
-from webapp.calls import CALLS
+from webapp.calls import CALLS, read_body
 from webapp.openai_answers import Map, dump
-from webapp.openai_types import ChatMessage, Tool, check
+from webapp.openai_types import ChatMessage, ModelName, Tool, check
 from webapp.protocol import Closed
 from webapp.state import BROKER
 
 MOST_CHECKS = 1024  # prompts of one token_check
 
-Name = Annotated[str, Field(min_length=1, max_length=128)]
+
+def _is_false(value: bool) -> bool:  # to a Literal, 0 would be False
+    if value:
+        raise ValueError("a chat template writes its own special tokens")
+    return value
+
+
+MaybeModel = Annotated[str | None, Field(min_length=1, max_length=128, description="As /v1/models has it.")]
 
 
 class TokenizeText(Closed):
     """POST /tokenize of a text."""
 
-    model: Name | None = None
+    model: MaybeModel = None
     prompt: str
-    add_special_tokens: bool = True
-    return_token_strs: bool = False
+    add_special_tokens: bool = Field(
+        default=True, description="Whether those come that the tokenizer puts around texts."
+    )
+    return_token_strs: bool = Field(
+        default=False, description="Whether each token comes as the vocabulary writes it, too."
+    )
 
     def request(self, model: str, owner: str) -> TokenRequest:
         """For the fleet."""
@@ -43,11 +53,13 @@ class TokenizeText(Closed):
 class TokenizeChat(Closed):
     """POST /tokenize of messages."""
 
-    model: Name | None = None
+    model: MaybeModel = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    add_special_tokens: Literal[False] = False  # a template writes its own
+    add_special_tokens: Annotated[bool, AfterValidator(_is_false), WithJsonSchema({"const": False})] = Field(
+        default=False, description="A template writes its own, so this can only be false."
+    )
     return_token_strs: bool = False
     tools: list[Tool] = Field(default_factory=list)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -69,14 +81,14 @@ class TokenizeChat(Closed):
 class Detokenize(Closed):
     """POST /detokenize."""
 
-    model: Name | None = None
-    tokens: list[Annotated[int, Field(ge=0, le=TOKEN_ID)]]
+    model: MaybeModel = None
+    tokens: list[Annotated[int, Field(ge=0, le=TOKEN_ID)]] = Field(description="Ids that the model knows.")
 
 
 class Checked(Closed):
     """One prompt of a token_check."""
 
-    model: Name
+    model: ModelName
     prompt: str
     max_tokens: Annotated[int, Field(ge=0)]
 
@@ -89,7 +101,7 @@ class TokenCheck(Closed):
 
 async def tokenize(request: web.Request) -> web.Response:
     """POST /tokenize: the ids of a text, or of messages as the model's template writes them."""
-    body = await _body(request)
+    body = await read_body(request)
     asked = check(TokenizeText, body) if body.get("messages") is None else check(TokenizeChat, body)
     model = await _model(request, asked.model)
     said = await _ask(request, asked.request(model, request[access.ACCOUNT].id))
@@ -98,7 +110,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 async def detokenize(request: web.Request) -> web.Response:
     """POST /detokenize: the text of ids, control tokens included."""
-    asked = check(Detokenize, await _body(request))
+    asked = check(Detokenize, await read_body(request))
     model = await _model(request, asked.model)
     return _json(await _ask(request, TokenRequest("detokenize", _prompt(request, model, asked.tokens))))
 
@@ -112,7 +124,7 @@ async def tokenizer_info(request: web.Request) -> web.Response:
 
 async def token_check(request: web.Request) -> web.Response:
     """POST /api/v1/token_check, as FastChat has it: whether prompts and so many tokens of answers fit their models."""
-    asked = check(TokenCheck, await _body(request))
+    asked = check(TokenCheck, await read_body(request))
     found = []
     for one in asked.prompts:
         of = _prompt(request, await _model(request, one.model), one.prompt)
@@ -120,10 +132,6 @@ async def token_check(request: web.Request) -> web.Response:
         count, context = said["count"], said["max_model_len"]
         found.append({"fits": count + one.max_tokens <= context, "tokenCount": count, "contextLength": context})
     return _json({"prompts": found})
-
-
-async def _body(request: web.Request) -> Map:
-    return await read_json(request, 2 * request.app[BROKER].config.prompt_bytes + 65_536)  # as in `openai_api`
 
 
 async def _model(request: web.Request, name: str | None) -> str:

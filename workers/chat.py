@@ -73,7 +73,10 @@ async def serve(
             "timings": timings() | ({} if outgoing.reasoning is None else {"reasoning": outgoing.reasoning}),
         }
         await outgoing.end(last if error is None else last | {"error": error.to_map()})
-        return ABORT if outgoing.lost else reason
+        if outgoing.lost:
+            return ABORT
+        ctx["claims"].pop(request_id, None)  # Redis has its last frame, so there is nothing to end any more
+        return reason
 
     outcome = ABORT
     try:
@@ -140,8 +143,8 @@ async def relay(pieces: Pieces, outgoing: Outgoing) -> str:
 
 
 async def _load(broker: Broker, claim: Claim) -> tuple[bytes | None, Earlier]:
-    if claim.epoch == 1:
-        return await broker.redis.get(keys.prompt(claim.request_id)), Earlier(0, (), None)
+    if claim.encoded:
+        return claim.encoded, Earlier(0, (), None)
     async with broker.redis.pipeline(transaction=True) as pipe:
         pipe.get(keys.prompt(claim.request_id))
         pipe.llen(keys.frames(claim.request_id))

@@ -1,6 +1,6 @@
 -- Gives a worker waiting requests, by turn: of its models' queues up to so many, and of those beside them up to so many.
 -- ARGV: worker, token, lease_ms, grace_ms, alone (1: it runs nothing), how many of each of K.lanes ..., number of models, models ..., ids that it runs ...
--- Returns, flat: id, claim, epoch, model, queue, waited_ms, crashes
+-- Returns, flat: id, claim, epoch, model, queue, waited_ms, crashes, and at its first claim the request ('' later)
 run_when_full()
 local worker, token, lease_ms, grace_ms, alone = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
 local first = 7 + #K.lanes
@@ -25,14 +25,17 @@ local function take(model, queue, want)
     elseif r.alone_since and r.keep ~= '1' then
       -- nobody listens at the moment: not dropped yet, and not worth a slot yet
     elseif crashes < 2 or (alone and #out == 0) then
-      local claim = token .. '/' .. (#out / 7)
+      local claim = token .. '/' .. (#out / 8)
       local epoch = never_heard(r, tonumber(r.epoch) + 1, at)
       redis.call('HSET', K.request(id), 'state', 'running', 'worker', worker, 'claim', claim, 'claimed', at, 'epoch', epoch)
       if not r.started then redis.call('HSET', K.request(id), 'started', at, 'run_until', at + tonumber(r.run_ms)) end
       redis.call('ZREM', K.queue(queue), id)
       redis.call('ZADD', K.running(queue), at + lease_ms, id)
       taken, turn = taken + 1, math.max(turn or 0, math.floor(tonumber(r.score)))
-      for _, value in ipairs({id, claim, epoch, model, queue, at - tonumber(r.created), crashes}) do out[#out + 1] = value end
+      local request = epoch == 1 and redis.call('GET', K.prompt(id)) or ''
+      for _, value in ipairs({id, claim, epoch, model, queue, at - tonumber(r.created), crashes, request}) do
+        out[#out + 1] = value
+      end
       full = crashes >= 2  -- it has brought down two workers: it gets one to itself
     elseif at - tonumber(r.claimed) > PATIENCE_MS then
       full = true  -- it has waited long for an empty worker: take nothing more, so that this one becomes empty

@@ -83,6 +83,21 @@ local function regain(id, queue, lease_ms, at)
   redis.call('HSET', K.request(id), 'state', 'running')
 end
 
+-- A conversation, with what was shared of it, lives so long after a time (0: for ever), and a pinned one for ever. The lists
+-- that it is in live a day longer than the last of what they list.
+local function retain(id, owner, retain_ms, at)
+  local function give(key, until_ms)
+    if retain_ms == 0 or not until_ms then redis.call('PERSIST', key) else redis.call('PEXPIREAT', key, until_ms) end
+  end
+  local c = redis.call('HMGET', K.conversation(id), 'pinned', 'shares')
+  local until_ms = not c[1] and at + retain_ms
+  for share in string.gmatch(c[2] or '', '%S+') do give(K.share(share), until_ms) end
+  give(K.messages(id), until_ms)
+  give(K.conversation(id), until_ms)
+  local last = redis.call('ZCARD', K.pinned(owner)) == 0 and now_ms() + retain_ms + 86400000
+  for _, list in ipairs({'conversations', 'archived', 'pinned', 'tagged', 'shares'}) do give(K[list](owner), last) end
+end
+
 -- A conversation's answers under way: those of its `requests` that have not ended.
 local function under_way(conversation)
   local ids = {}
@@ -134,7 +149,12 @@ local function save_answer(id, r, last, at)
     created = tonumber(r.created), reason = last.reason, usage = last.usage, timings = last.timings, error = last.error,
   }))
   redis.call('HSET', conversation, 'leaf', id, 'updated', at, 'requests', table.concat(under_way(conversation), ' '))
-  redis.call('ZADD', K.conversations(r.owner), at, r.conversation)
+  redis.call('ZADD', K.conversations(r.owner), 'XX', at, r.conversation)  -- not if it was archived meanwhile
+  local retain_ms = tonumber(r.retain_ms or 0)
+  if retain_ms > 0 and not redis.call('HGET', conversation, 'pinned') then  -- the lists were given a day more than that
+    redis.call('PEXPIRE', conversation, retain_ms)
+    redis.call('PEXPIRE', K.messages(r.conversation), retain_ms)
+  end
   redis.call('PUBLISH', K.events_of(r.owner),
     cmsgpack.pack({type = 'event', event = 'ended', conversation = r.conversation, request_id = id}))
 end

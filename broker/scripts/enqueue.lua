@@ -1,11 +1,16 @@
 -- Accepts a request, or refuses it by its limits, and wakes a worker. A repeated call for the same id changes nothing.
--- ARGV: id, model, its queue, owner, keep, prompt, job, wait_ms, run_ms, queue_limit, user_limit (0: none), turns behind (priority),
+-- ARGV: id, model, its queue, owner, keep, prompt, job, kinds of models that can do it, wait_ms, run_ms, queue_limit,
+--       user_limit (0: none), turns behind (priority),
 --       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user),
---       settings (JSON), begun (parts of the answer that it goes on from)
--- Returns {0, place} or {-1, seconds until the queue has moved on} queue full, {-2, share} share used, {-3} not the owner's, {-4} as many answers are under way in it as may be
+--       settings (JSON), begun (parts of the answer that it goes on from); and how long it is kept (ms; 0: for ever)
+-- Returns {0, place}, {0} it had been accepted before, or {-1, seconds until the queue has moved on} queue full, {-2, share} share used,
+-- {-3} not the owner's, {-4} as many answers are under way in it as may be, {-5} no such model, {-6, why or ''} nobody serves it,
+-- {-7} the model is of another kind
 local id, model, queue, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local wait_ms, run_ms, queue_limit, user_limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local behind, kept = tonumber(ARGV[12]), ARGV[13] and cmsgpack.unpack(ARGV[13])
+local kinds, wait_ms, run_ms = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+local queue_limit, user_limit = tonumber(ARGV[11]), tonumber(ARGV[12])
+local behind, kept = tonumber(ARGV[13]), ARGV[14] and cmsgpack.unpack(ARGV[14])
+local retain_ms = tonumber(ARGV[15] or 0)
 local at, waits, turns, live = now_ms(), K.queue(queue), K.turns(queue), share(owner, model, queue)
 local COLUMNS, requests = 4, {}  -- answers that may be under way in one conversation, and those that are
 
@@ -19,8 +24,16 @@ local function seconds_to_wait(backlog)
 end
 
 if redis.call('EXISTS', K.request(id)) == 1 or kept and redis.call('HGET', K.messages(kept.conversation), id) then
-  return {0, redis.call('ZRANK', waits, id) or 0}
+  return {0}
 end
+local card = redis.call('HGET', K.models(), model)
+if not card then return {-5} end
+card = cmsgpack.unpack(card)
+if card.state == 'failed' or redis.call('ZCARD', K.serving(model)) == 0 then
+  return {-6, card.state == 'failed' and card.why or ''}
+end
+-- What kind it is, a loading one may not know yet.
+if card.state == 'ready' and not string.find(' ' .. kinds .. ' ', ' ' .. card.kind .. ' ', 1, true) then return {-7} end
 local backlog = redis.call('ZCARD', waits)
 if backlog >= queue_limit then
   run_when_full()
@@ -54,7 +67,10 @@ if kept then
   requests[#requests + 1] = id
   redis.call('HSET', conversation, 'requests', table.concat(requests, ' '), 'leaf', kept.parent, 'updated', at)
   if kept.settings then redis.call('HSET', conversation, 'settings', kept.settings) end
+  redis.call('HDEL', conversation, 'archived')  -- what is spoken in again comes back
+  redis.call('ZREM', K.archived(owner), kept.conversation)
   redis.call('ZADD', K.conversations(owner), at, kept.conversation)
+  retain(kept.conversation, owner, retain_ms, at)
   redis.call('PUBLISH', K.events_of(owner),
     cmsgpack.pack({type = 'event', event = 'began', conversation = kept.conversation, request_id = id, message = kept.parent}))
 end
@@ -74,7 +90,7 @@ local score = string.format('%.9f', start + behind + arrival / 16777216)
 
 redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'queue', queue, 'owner', owner, 'keep', keep, 'created', at,
   'history', history(), 'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
-  'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
+  'retain_ms', retain_ms, 'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
 if kept and kept.begun then redis.call('HSET', K.request(id), 'begun', kept.begun) end
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)

@@ -54,6 +54,13 @@ async def test_an_empty_prompt_and_one_that_is_too_large_are_refused_before_the_
         chat.check_size(broker, fine)
 
 
+async def test_a_new_answer_comes_without_a_look_at_its_list(broker, worker_in):
+    async with worker_in():
+        await broker.redis.config_resetstat()
+        assert (await chat.answer(broker, request("one two", model="echo"))).text == "one two"
+        assert "cmdstat_lrange" not in await broker.redis.info("commandstats")
+
+
 async def test_wherever_it_is_cut_off_nothing_stays_in_the_queue(broker, card):
     async def ask() -> None:
         async with chat.ask(broker, request(keep=False)):

@@ -1,14 +1,11 @@
-import asyncio
-
 import pytest
 
-from broker import conversations, keys, queues, streams
+from broker import conversations, queues, streams
 from broker.conversations import StoredMessage
 from broker.errors import BadRequest, Conflict, NoSuchConversation
 from broker.messages import Frame, Message, new_id, pack
 from broker.queues import Turn
 from broker.streams import Written
-from broker.tasks import stop
 from helpers import claim, request
 
 pytestmark = pytest.mark.usefixtures("card")
@@ -81,13 +78,10 @@ async def test_nobody_else_sees_or_changes_a_conversation(broker):
     turn, _ = await begin(broker)
     for attempt in (
         conversations.load(broker, turn.conversation, "ben"),
-        conversations.rename(broker, turn.conversation, "ben", "mine"),
-        conversations.delete(broker, turn.conversation, "ben"),
         begin(broker, "ben", conversation=turn.conversation),
     ):
         with pytest.raises(NoSuchConversation):
             await attempt
-    assert await conversations.listed(broker, "ben") == []
 
 
 async def test_four_answers_at_a_time_in_a_conversation(broker):
@@ -161,52 +155,6 @@ def test_a_model_sees_files_in_fences_that_nothing_in_them_closes():
     assert conversations.shown_to_model(parts) == (
         "a.py\n````py\nx = '```'\n````\n\nnotes\n```\nline\n```\n\nWhat is this?"
     )
-
-
-async def test_the_list_is_latest_first_and_paged(broker):
-    made = []
-    for i in range(5):
-        turn, request_id = await begin(broker, text=f"talk {i}")
-        await queues.cancel(broker, request_id, "anna")
-        await broker.redis.zadd("conversations:anna", {turn.conversation: i + 1})
-        made.append(turn.conversation)
-    found = await conversations.listed(broker, "anna", count=3)
-    assert [c.conversation_id for c in found] == made[:1:-1]
-    rest = await conversations.listed(broker, "anna", before=3, count=3)
-    assert [c.conversation_id for c in rest] == made[1::-1]
-
-
-async def test_a_deleted_conversation_stays_deleted_when_its_answer_ends(broker):
-    turn, request_id = await begin(broker)
-    (held,) = await claim(broker)
-    await conversations.delete(broker, turn.conversation, "anna")
-    late = Written(request_id, held.token, 0, Frame(request_id, 0, 1, "too late").encode(), last=True)
-    assert await streams.append(broker, [late]) == [streams.ENDED]
-    with pytest.raises(NoSuchConversation):
-        await conversations.load(broker, turn.conversation, "anna")
-    assert await broker.redis.keys("*" + turn.conversation) == []
-
-
-async def test_wherever_deleting_is_cut_off_no_answer_goes_on_in_what_is_gone(broker):
-    found = set()
-    for steps in range(40):  # of the event loop, within which it is deleted
-        turn, request_id = await begin(broker, owner=f"anna-{steps}")
-        deleting = asyncio.create_task(conversations.delete(broker, turn.conversation, f"anna-{steps}"))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        await stop(deleting)
-        ended = await broker.redis.hget(keys.request(request_id), "state") == b"ended"
-        assert ended != await broker.redis.exists(keys.conversation(turn.conversation)), steps
-        found.add(ended)
-    assert found == {False, True}
-
-
-async def test_renaming(broker):
-    turn, _ = await begin(broker)
-    await conversations.rename(broker, turn.conversation, "anna", "  A better\n title ")
-    assert (await conversations.load(broker, turn.conversation, "anna"))[0].title == "A better title"
-    with pytest.raises(BadRequest):
-        await conversations.rename(broker, turn.conversation, "anna", " ")
 
 
 def test_a_path_that_leads_in_a_circle_or_nowhere_is_refused():

@@ -123,9 +123,10 @@ async def test_refusals_are_counted_by_limit_here_and_in_redis(broker, card):
     broker.nearly_full = True
     with pytest.raises(StorageFull):
         await queues.enqueue(broker, request())
+    broker.nearly_full = False
     await registry.beat(broker, "w2", "failed", {"models": "bad"}, [ModelCard("bad", state="failed", why="broken")])
     with pytest.raises(NoWorker):
-        await registry.find(broker, "bad")
+        await queues.enqueue(broker, request(model="bad"))
     now = {limit: value("refused_total", limit=limit) - count for limit, count in before.items()}
     assert now == {"queue": 2, "user": 1, "storage": 1, "unserved": 1}
     counts = (await registry.counts(broker))["m"]

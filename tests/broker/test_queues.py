@@ -44,10 +44,18 @@ async def test_the_queue_holds_what_waits_and_nothing_else(broker):
     assert await broker.redis.zcard(keys.running("m")) == 2
 
 
+async def test_a_first_claim_brings_the_request(broker):
+    await queues.enqueue(broker, asked := request())
+    (first,) = await claim(broker)
+    await queues.release(broker, first)
+    (second,) = await claim(broker)
+    assert (first.encoded, second.encoded) == (asked.encode(), b"")
+
+
 async def test_a_repeated_enqueue_changes_nothing(broker):
     asked = request()
-    await queues.enqueue(broker, asked)
-    await queues.enqueue(broker, asked)
+    assert await queues.enqueue(broker, asked) == 0
+    assert await queues.enqueue(broker, asked) is None
     assert await broker.redis.zcard(keys.queue("m")) == 1
 
 

@@ -1,4 +1,4 @@
-"""A fleet of its own for each test, and how long the long form is."""
+"""A fleet of its own for each test."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,9 +13,3 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     """An empty fleet with short times: see `Fleet.open` for other ones."""
     async with Fleet.open(tmp_path) as opened:
         yield opened
-
-
-@pytest.fixture
-def long(request: pytest.FixtureRequest) -> bool:
-    """Whether this is the long form: `pytest tests/faults --long`."""
-    return bool(request.config.getoption("--long"))

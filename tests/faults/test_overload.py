@@ -13,7 +13,7 @@ import pytest
 
 from broker import embedded, keys
 from broker.errors import QueueFull, ShareUsed
-from broker.messages import pack
+from broker.messages import new_id, pack
 from broker.tasks import stop
 from faults.harness import Fleet, Heard, counting, listen, load
 from helpers import eventually
@@ -140,8 +140,8 @@ async def test_a_page_that_is_refused_is_told_when_to_come_back(fleet):
     held = [asyncio.create_task(listen(fleet.broker, counting(200, "20ms"))) for _ in range(2 * SLOTS)]
     await eventually(lambda: _count(fleet, keys.running("echo"), 2 * SLOTS))
     async with aiohttp.ClientSession() as session, session.ws_connect(f"http://127.0.0.1:{port}/ws") as ws:
-        for i in range(4):
-            await ws.send_bytes(pack({"type": "ask", "ref": str(i), "model": "echo", "text": "/echo 1"}))
+        for _ in range(4):
+            await ws.send_bytes(pack({"type": "ask", "ref": new_id(), "model": "echo", "text": "/echo 1"}))
         errors: list[dict] = []
         while len(errors) < 2:
             unpacker = msgpack.Unpacker()

@@ -142,9 +142,12 @@ async def test_redis_goes_between_a_claim_and_its_job(fleet):
 
     def kill_at_the_first_claim() -> None:
         with Redis(port=fleet.server.port) as redis:
+            redis.set("written", 1)
+            assert redis.execute_command("WAITAOF", 1, 0, 5000)[0] == 1  # on a busy disk the log is two seconds behind
             worker.go_on()
             while not redis.zcard(keys.running("echo")):
                 pass
+            redis.ping()  # what was answered in the same moment has left by then, the claim too
             fleet.server.kill()
 
     await asyncio.to_thread(kill_at_the_first_claim)

@@ -16,7 +16,10 @@ from webapp.calls import CALLS
 
 CHAT = "/v1/chat/completions"
 SLOW = {"model": "echo", "messages": [{"role": "user", "content": "/echo 5000 10ms"}]}
-HALF = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\n{"
+HALVES = [
+    b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\n{" % path
+    for path in (b"/v1/completions", b"/tokenize", b"/api/v1/token_check")
+]
 
 
 @pytest.mark.timeout(30)
@@ -34,10 +37,11 @@ async def test_when_the_process_ends_streams_end_with_an_event_and_all_else_with
             plain.append(asyncio.create_task(session.post("/v1/embeddings", json={"model": "v", "input": "x"})))
             await eventually(lambda: len(worker.claims) == 6)
             await eventually(lambda: broker.redis.zcard(keys.queue("v")))
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(HALF)
+            halves = [await asyncio.open_connection("127.0.0.1", port) for _ in HALVES]
+            for (_, writer), half in zip(halves, HALVES, strict=True):
+                writer.write(half)
             async with session.get("/livez") as response:
-                assert response.status == 200, "so the half is there, too"
+                assert response.status == 200, "so the halves are there, too"
             process.terminate()
             stopped = time.monotonic()
             for stream in streams:
@@ -49,8 +53,9 @@ async def test_when_the_process_ends_streams_end_with_an_event_and_all_else_with
                 assert int(response.headers["Retry-After"]) >= 1
                 error = (await response.json())["error"]
                 assert (error["code"], error["type"]) == ("shutting_down", "server_error")
-            assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
-            writer.close()
+            for reader, writer in halves:
+                assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+                writer.close()
             assert time.monotonic() - stopped < 1, "before the connections are cut"
             await eventually(lambda: not worker.claims)
             assert not await broker.redis.zcard(keys.queue("v"))

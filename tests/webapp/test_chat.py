@@ -83,6 +83,26 @@ async def test_an_answer_goes_on_where_it_ended(worker_in, page, browser):
     assert shown["messages"][1]["versions"] == [begun["request_id"], more["request_id"]]
 
 
+@pytest.mark.timeout(60)
+async def test_a_real_model_goes_on_as_if_it_had_never_stopped(worker_in, page, browser):
+    greedy = {"temperature": 0.0}
+    async with worker_in(model="pocket"):
+        await page.send(type="ask", model="pocket", text="Tell me a short story", settings=greedy)
+        whole = await page.next("accepted")
+        text, _ = await page.answer()
+        message = {"conversation": whole["conversation"], "message": whole["message"]}
+        await page.send(type="regenerate", model="pocket", settings=greedy | {"max_tokens": 12}, **message)
+        begun = await page.next("accepted")
+        first, end = await page.answer()
+        assert end["reason"] == "length"
+        message["message"] = begun["request_id"]
+        await page.send(type="continue", model="pocket", settings=greedy, **message)
+        await page.next("accepted")
+        rest, _ = await page.answer()
+    assert first
+    assert first + rest == text
+
+
 async def test_only_an_answer_that_has_begun_can_go_on_and_only_where_the_model_can(broker, prompts, page):
     await page.send(type="ask", model="m", text="Hello")
     begun = await page.next()

@@ -1,9 +1,12 @@
 """Several models side by side in a real Chromium, and back to one."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from playwright.async_api import expect
+
+from webapp.state import BROKER
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -94,6 +97,9 @@ async def test_each_column_has_its_own_settings_and_model(both, tab):
     await expect(answer(tab, 0)).to_have_text("one two three")
     await expect(answer(tab, 1)).to_have_text("one two")
     await expect(column(tab, 0).locator(".facts")).to_contain_text("parrot ·")
+    await expect(column(tab, 0).locator(".versions-shown:visible")).to_have_text("1 / 2")
+    await column(tab, 1).get_by_role("button", name="Settings of this column").click()
+    await expect(tab.locator("#max_tokens")).to_have_value("2")
 
 
 async def test_another_tab_has_the_same_columns(both, tab):
@@ -138,3 +144,20 @@ async def test_on_a_phone_one_column_is_in_view_and_tabs_lead_to_the_others(both
     await expect(column(tab, 1)).to_be_in_viewport(ratio=0.9)
     await expect(tabs.nth(1)).to_have_attribute("aria-pressed", "true")
     assert await tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+async def test_a_column_that_was_refused_tries_again_by_itself(both, tab):
+    broker = both.server.app[BROKER]
+    broker.config = replace(broker.config, user_limit=1)
+    await both.ask("/echo 300 20ms")
+    await expect(answer(tab, 0)).to_contain_text("9")
+    problem = column(tab, 1).locator(".problem")
+    await expect(problem).to_contain_text("all that you may have at once")
+    await tab.locator("#stop").click()
+    await expect(tab.locator("#stop")).to_be_hidden()
+    broker.config = replace(broker.config, user_limit=8)
+    await expect(column(tab, 1).locator(".turn.question")).to_have_count(1)
+    await problem.get_by_role("button", name="Try again").click()
+    await expect(answer(tab, 1)).to_contain_text("9")
+    await tab.locator("#stop").click()
+    await expect(column(tab, 1).locator(".versions-shown:visible")).to_have_text("2 / 2")

@@ -4,8 +4,9 @@ import pytest
 
 from broker.errors import RanTooLong, RateLimited
 from broker.messages import ChatRequest, Frame
+from helpers import request
 from webapp import openai_answers
-from webapp.openai_answers import ChatForm, CompletionForm, Progress, Said
+from webapp.openai_answers import ChatForm, CompletionForm, Paper, Progress, Said
 
 
 def token(text: str | bytes, logprob: float = -1.0, *top: dict) -> dict:
@@ -68,6 +69,29 @@ def test_reasoning_and_tool_calls_go_out_as_such():
     assert message["tool_calls"] == [
         {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     ]
+
+
+def test_a_chunk_has_one_delta_of_one_call():
+    calls = [
+        {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}},
+        {"index": 0, "function": {"arguments": "{"}},
+        {"index": 0, "function": {"arguments": "}"}},
+        {"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": "{"}},
+    ]
+    paper = Paper(ChatForm(False), [request()], 1, 1)
+    first, second = (chunk["choices"][0] for chunk in paper.chunks(0, Said(calls=calls, finish="tool_calls")))
+    whole = calls[0] | {"function": {"name": "f", "arguments": "{}"}}
+    assert first["delta"] == {"role": "assistant", "tool_calls": [whole]}
+    assert second["delta"] == {"tool_calls": [calls[3]]}
+    assert (first["finish_reason"], second["finish_reason"]) == (None, "tool_calls")
+
+
+def test_a_server_behind_may_send_deltas_of_calls_without_a_function():
+    calls = [{"index": 0, "id": "a", "type": "function"}, {"index": 0, "function": {"name": "f", "arguments": "{}"}}]
+    paper = Paper(ChatForm(False), [request()], 1, 1)
+    chunks = [chunk for call in calls for chunk in paper.chunks(0, Said(calls=[call]))]
+    told = [delta for chunk in chunks for delta in chunk["choices"][0]["delta"]["tool_calls"]]
+    assert openai_answers._join_calls(told) == openai_answers._join_calls(calls)
 
 
 def test_half_characters_infinities_and_tokens_of_one_text_are_json():

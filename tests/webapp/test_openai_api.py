@@ -419,10 +419,21 @@ async def test_an_error_behind_the_first_byte_is_an_event_and_a_clean_end(api, s
     assert events[0]["choices"][0]["delta"]["content"]
 
 
+@pytest.mark.timeout(40)
+async def test_a_hundred_streams_at_once_say_all_that_there_is(api, worker_in):
+    body = {"model": "echo", "messages": [{"role": "user", "content": "/echo 20 10ms"}]}
+    async with worker_in(slots=128):
+        answers = await asyncio.gather(*(collect(api, CHAT, body) for _ in range(100)))
+    for events in answers:
+        text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+        assert text.split() == [str(i + 1) for i in range(20)]
+        assert events[-1]["choices"][0]["finish_reason"] == "stop"
+
+
 async def test_a_quiet_stream_is_kept_alive_by_comments(api, worker_in, monkeypatch):
     monkeypatch.setattr(sse, "QUIET_SECONDS", 0.1)
     async with worker_in():
-        body = {"model": "echo", "messages": [{"role": "user", "content": "/echo 2 600ms"}], "stream": True}
+        body = {"model": "echo", "messages": [{"role": "user", "content": "/echo 2 1s"}], "stream": True}
         async with api.post(CHAT, json=body) as response:
             text = await response.text()
     assert text.startswith("data: ")
@@ -515,6 +526,11 @@ async def test_logprobs_of_a_real_model_in_both_shapes(api, post, worker_in, fol
         assert alone["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(
             answer["choices"][0]["logprobs"]["token_logprobs"][1:], abs=1e-4
         )
+        # An end token is no text, and has its place among the log-probabilities.
+        (ended,) = (await post(COMPLETIONS, scored | {"prompt": "The", "max_tokens": 9, "logit_bias": {"2": 100}}))[
+            "choices"
+        ]
+        assert (ended["text"], ended["finish_reason"], ended["logprobs"]["tokens"][-1]) == ("The", "stop", "<|im_end|>")
         # A text and its ids are the same.
         text = await post(COMPLETIONS, scored | {"prompt": "The quick"})
         assert text["choices"][0]["text"].startswith("The quick")

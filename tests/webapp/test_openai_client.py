@@ -5,18 +5,18 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import openai
 import pytest
 from aiohttp.test_utils import TestServer
 from openai import AsyncOpenAI, OpenAI
-from transformers import AutoTokenizer
 
 from broker import accounts, keys
 from broker.messages import ChatRequest
 from helpers import claim, eventually
-from tests.tiny_model import build
+from tests.tiny_model import CALLING_TEMPLATE, build
 from webapp.state import BROKER
 
 USER = [{"role": "user", "content": "one two three"}]
@@ -54,17 +54,52 @@ async def test_chat_stream_and_models(client, worker_in):
         assert (await client.models.retrieve("echo")).owned_by == "fleetchat"
 
 
-async def test_the_blocking_client(site, worker_in):
-    def work() -> tuple[str, str, str]:
-        with OpenAI(base_url=str(site.make_url("/v1")), api_key="none") as client:
-            answer = client.chat.completions.create(model="echo", messages=USER)
-            chunks = list(client.chat.completions.create(model="echo", messages=USER, stream=True))
-            completion = client.completions.create(model="echo", prompt=[[1, 2]], echo=True)
-            streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-            return answer.choices[0].message.content, streamed, completion.choices[0].text
+@pytest.mark.timeout(60)
+async def test_the_blocking_client(site, broker, worker_in, tmp_path):
+    """What the other tests do with the asynchronous one."""
+    key, _ = await accounts.create(broker, "me")
+    limited, _ = await accounts.create(broker, "you", rpm=60)
+    account, _ = await accounts.find(broker, limited)
+    tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+    asked = {"model": "tiny", "messages": USER, "seed": 1}
 
-    async with worker_in():
-        assert await asyncio.to_thread(work) == ("one two three", "one two three", "1 2 1 2 ")
+    def talk(client: OpenAI) -> None:
+        answer = client.chat.completions.create(model="echo", messages=USER)
+        assert answer.choices[0].message.content == "one two three"
+        chunks = list(client.chat.completions.create(model="echo", messages=USER, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one two three"
+        assert client.completions.create(model="echo", prompt=[[1, 2]], echo=True).choices[0].text == "1 2 1 2 "
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="nope", messages=USER)
+        with client.chat.completions.create(model="echo", messages=SLOW, stream=True) as stream:
+            next(iter(stream))
+
+    def wait(client: OpenAI) -> None:
+        with pytest.raises(openai.RateLimitError):
+            client.with_options(max_retries=0).chat.completions.create(model="echo", messages=USER)
+        begun = time.monotonic()
+        assert client.chat.completions.create(model="echo", messages=USER).choices
+        assert 0.5 < time.monotonic() - begun < 4
+
+    def form(client: OpenAI) -> None:
+        chat = partial(client.chat.completions.create, **asked)
+        (call,) = chat(tools=[tool], tool_choice="required", parallel_tool_calls=False).choices[0].message.tool_calls
+        result = {"role": "tool", "content": "seven", "tool_call_id": call.id}
+        turns = [*USER, {"role": "assistant", "tool_calls": [call.model_dump()]}, result]
+        assert chat(messages=turns, tools=[tool], max_tokens=3).usage.completion_tokens <= 3
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+        assert set(json.loads(chat(response_format=schema).choices[0].message.content)) == {"ok"}
+        more = {"logprobs": True, "top_logprobs": 2, "max_tokens": 2, "extra_body": {"ignore_eos": True}}
+        assert len(chat(**more).choices[0].logprobs.content) == 2
+
+    with OpenAI(base_url=str(site.make_url("/v1")), api_key=key) as client:
+        async with worker_in() as worker:
+            await asyncio.to_thread(talk, client)
+            await eventually(lambda: not worker.claims, 2)
+            await accounts.spend(broker, account, requests=60, force=True)
+            await asyncio.to_thread(wait, client.with_options(api_key=limited))
+        async with worker_in(model=f"tiny={build(tmp_path, CALLING_TEMPLATE)}", cache_mb=4, device="cpu"):
+            await asyncio.to_thread(form, client)
 
 
 async def test_completions(client, worker_in):
@@ -144,21 +179,12 @@ async def test_cancelling_ends_the_answer(client, worker_in, stream):
         await eventually(lambda: not worker.claims, 1)
 
 
-CALLING = """{% if tools %}<|im_start|>system
-<tool_call>{"name": ...}</tool_call><|im_end|>
-{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.ok }}{% endif %}{{ m.content.split("</think>")[-1] }}<|im_end|>
-{% endfor %}<|im_start|>assistant
-{% if thinking %}<think>
-{% endif %}"""
-
-
 @pytest.mark.timeout(30)
 async def test_tools_are_called_and_thoughts_are_told_apart(client, worker_in, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(build(tmp_path))
-    tokenizer.chat_template = CALLING
-    tokenizer.save_pretrained(tmp_path)
-    tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("f", "g")]
+    build(tmp_path, CALLING_TEMPLATE)
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": SCHEMA, "strict": True}} for name in ("f", "g")
+    ]
     asked = {"model": "tiny", "messages": USER, "tools": tools, "seed": 1, "parallel_tool_calls": False}
     async with worker_in(model=f"tiny={tmp_path}", cache_mb=4, device="cpu"):
         answer = await client.chat.completions.create(**asked, tool_choice="required")

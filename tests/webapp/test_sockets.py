@@ -249,7 +249,7 @@ async def test_asking_in_a_conversation_that_was_deleted_is_an_error(worker_in, 
             pass
         with pytest.raises(NoSuchConversation):
             await queues.enqueue(broker, request(model="echo", owner="anybody"), turn)
-        assert await broker.redis.keys(f"*{begun['conversation']}*") == []
+        assert not await broker.redis.exists(keys.conversation(begun["conversation"]))
 
 
 async def test_the_pages_own_origin_is_let_in(browser, site):

@@ -1,10 +1,12 @@
 """A worker from start to end, with real models and real processes: what it says in its log, its card and its exit code."""
 
 import asyncio
+import gc
 import os
 import re
 import shutil
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +113,22 @@ async def test_one_worker_advertises_all_its_models(broker, worker_in, tmp_path)
         assert worker.models == ["a", "b"]
         assert [m.to_map()["workers"] for m in shown] == [1, 1]
     assert [m.state for m in await registry.models(broker)] == ["gone", "gone"]
+
+
+async def test_what_loading_left_is_collected_and_what_it_brought_is_looked_through_again_afterwards(worker_in):
+    class Circle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.disable()
+    try:
+        left = weakref.ref(Circle())
+        async with worker_in():
+            assert gc.get_freeze_count()
+            assert left() is None
+        assert not gc.get_freeze_count()
+    finally:
+        gc.enable()
 
 
 async def test_a_model_that_cannot_be_loaded_fails_those_that_share_its_worker(broker, valkey, tiny, tmp_path):

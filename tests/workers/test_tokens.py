@@ -111,11 +111,12 @@ async def test_a_stopping_worker_hands_it_over(broker, worker_in, folder):
     assert await state(broker, asked) == [b"ended", b"2", b"0"]
 
 
+@pytest.mark.timeout(120)
 async def test_that_of_a_killed_worker_is_done_by_another(broker, valkey, worker_in, folder, tmp_path):
     settings = {"model": f"tiny={folder}", "cache_mb": 4, "device": "cpu", "lease_seconds": 2}
     asked = large()
     with worker_process(valkey, tmp_path, **settings) as first:
-        await eventually(lambda: _ready(broker, 1), 30)
+        await eventually(lambda: _ready(broker, 1), 60)
         asking = asyncio.create_task(ask(broker, asked))
         await eventually(lambda: broker.redis.zcard(keys.running(keys.beside("tiny"))))
         os.kill(first.pid, signal.SIGKILL)

@@ -9,39 +9,44 @@ import { Announcer } from "./announce.js";
 import { loadMarkdown } from "./answer.js";
 import { Columns } from "./columns.js";
 import { Composer } from "./composer.js";
-import { $, copy, h, setText } from "./dom.js";
+import { $, copy, setText } from "./dom.js";
 import { Gauge } from "./gauge.js";
+import { Hero } from "./hero.js";
 import { t } from "./i18n.js";
+import { News } from "./news.js";
+import { Notice } from "./notice.js";
 import { valuesOf } from "./parameters.js";
 import { Picker, usable } from "./picker.js";
-import { greeting, obstacle } from "./sayings.js";
+import { obstacle } from "./sayings.js";
 import { SettingsPanel } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { recall, remember } from "./store.js";
 import { Connection } from "./stream.js";
 
 const RESUME_AGAIN_SECONDS = 2;
-const NOTICE_MS = 9000;
-const SOON_MS = 150; // events come in bursts
-const LONG_TITLE = 28; // characters; longer ones are set smaller
 
 class ChatPage {
   conversation = ""; // id of the open one; "" for a new chat, and for one that is stored nowhere
   temporary = false;
   runs = new Map(); // ref -> run that the server has not answered yet, also of conversations that were left
   #connectedBefore = false;
-  #noticeTimer = 0;
-  #reloadTimer = 0;
-  #news = new Set(); // requests that something happened to; "" stands for anything else
   #wanted = new URLSearchParams(location.search).get("model"); // by a link
   #announcer = new Announcer($("live"));
   #gauge = new Gauge($("gauge"));
+  #notice = new Notice();
+  #hero = new Hero((text) => this.ask({ text, files: [] }));
+  #news = new News({
+    ours: (id) => this.#columns.threads.some((thread) => thread.run?.request_id === id || thread.leaf === id),
+    busy: () => this.runs.size > 0, // what was asked comes first
+    look: () => this.conversation && this.#reopen(this.#columns.follow(this.conversation)),
+  });
   settings = new SettingsPanel({ say: (text) => this.#announcer.say(text), problem: (text) => this.notice(text) });
   picker = new Picker(() => this.#modelsChanged());
   #composer = new Composer({ send: () => this.#submit(), stop: () => this.#stop(), changed: () => this.changed(), problem: (text) => this.notice(text), say: (text) => this.#announcer.say(text) });
   #columns = new Columns(this);
   #sidebar = new Sidebar({
-    open: (id) => this.#open(id),
+    open: (id, message) => this.#open(id, { message }),
+    leaf: (id) => (id === this.conversation && !this.#columns.threads[0].run && this.#columns.threads[0].leaf) || "",
     deleted: (id) => id === this.conversation && this.#begin(),
     problem: (message) => this.notice(message),
     listed: () => this.#retitle(this.#sidebar.find(this.conversation)?.title),
@@ -106,10 +111,6 @@ class ChatPage {
         this.#focus();
       });
     }
-    $("starters").addEventListener("click", (event) => {
-      const starter = event.target.closest("button");
-      if (starter) this.ask({ text: starter.textContent, files: [] });
-    });
     $("temporary").addEventListener("click", () => {
       this.#begin({ temporary: !this.temporary });
       this.#focus();
@@ -186,7 +187,7 @@ class ChatPage {
 
   /** Ask in all columns, or in some: where columns show the same messages, they answer the same question. */
   ask(question, threads = this.#columns.threads) {
-    $("notice").hidden = true; // it was about what went before
+    this.#notice.hide(); // it was about what went before
     for (const thread of threads) thread.dropRefused();
     const groups = new Map();
     for (const thread of threads) groups.set(thread.leaf, [...(groups.get(thread.leaf) ?? []), thread]);
@@ -219,11 +220,7 @@ class ChatPage {
   }
 
   notice(message) {
-    const close = h("button", { class: "text-button", type: "button", onclick: () => ($("notice").hidden = true) }, t("OK"));
-    $("notice").replaceChildren(h("p", {}, message), close);
-    $("notice").hidden = false;
-    clearTimeout(this.#noticeTimer);
-    this.#noticeTimer = setTimeout(() => ($("notice").hidden = true), NOTICE_MS);
+    this.#notice.show(message);
   }
 
   /** A column shows something else, or does. */
@@ -248,7 +245,7 @@ class ChatPage {
   /** An answer has ended. */
   finished() {
     this.#columns.keep();
-    if (this.#columns.many) this.#later(""); // it is a version in the other columns, too
+    if (this.#columns.many) this.reload(); // it is a version in the other columns, too
   }
 
   /** One column was kept, the others are gone. */
@@ -308,7 +305,7 @@ class ChatPage {
   /** Something happened in one of this person's conversations, in any tab. */
   #happened({ conversation, request_id }) {
     this.#sidebar.refresh();
-    if (this.conversation && (!conversation || conversation === this.conversation)) this.#later(request_id ?? "");
+    if (this.conversation && (!conversation || conversation === this.conversation)) this.#news.hear(request_id);
   }
 
   #connected() {
@@ -322,15 +319,8 @@ class ChatPage {
   }
 
   #modelsChanged() {
-    const { model } = this.picker;
-    if (!this.#columns.many) this.settings.model = model;
-    const { title, text, progress } = greeting(model, this.known);
-    setText($("hero-title"), title);
-    if ($("hero-text").textContent !== text.map((node) => node.textContent ?? node).join("")) $("hero-text").replaceChildren(...text);
-    $("hero-progress").hidden = progress === undefined;
-    $("hero-progress").value = progress ?? 0;
-    $("starters").hidden = !usable(model);
-    $("hero-title").classList.toggle("long", title.length > LONG_TITLE);
+    if (!this.#columns.many) this.settings.model = this.picker.model;
+    this.#hero.show(this.picker.model, this.known);
     for (const thread of this.#columns.threads) thread.modelsChanged();
   }
 
@@ -360,8 +350,8 @@ class ChatPage {
     this.#focus();
   }
 
-  /** Show a stored conversation. */
-  async #open(id, { push = true } = {}) {
+  /** Show a stored conversation; `message` is one on the path that is wanted, and comes into view if it is near the end. */
+  async #open(id, { push = true, message = "" } = {}) {
     if (push && location.pathname !== `/c/${id}`) history.pushState(null, "", `/c/${id}`);
     if (id !== this.conversation) {
       this.#begin({ push: false });
@@ -369,34 +359,26 @@ class ChatPage {
     }
     this.#sidebar.active = id;
     this.#sidebar.leave();
-    await this.#reopen(this.#columns.restore(id), true);
+    const leaves = this.#columns.restore(id);
+    await this.#reopen(message ? [message, ...leaves.slice(1)] : leaves, true);
+    this.#columns.threads[0].nodes.find((node) => node.id === message)?.view.element.scrollIntoView({ block: "nearest" });
   }
 
   /** Read the open conversation again, soon: it may have gone on elsewhere. */
   reload() {
-    this.#later("");
-  }
-
-  #later(request_id) {
-    this.#news.add(request_id);
-    clearTimeout(this.#reloadTimer);
-    this.#reloadTimer = setTimeout(() => {
-      const mine = (id) => this.#columns.threads.some((thread) => thread.run?.request_id === id || thread.leaf === id);
-      const known = [...this.#news].every((id) => id && mine(id));
-      this.#news.clear();
-      if (known || !this.conversation) return;
-      if (this.runs.size) this.#later(""); // what was asked comes first
-      else this.#reopen(this.#columns.restore(this.conversation));
-    }, SOON_MS);
+    this.#news.hear();
   }
 
   /** Show a path in each column. `afresh`: with the model and the settings that it was asked with last. */
   async #reopen(leaves, afresh = false) {
     const id = this.conversation;
     try {
-      const pages = await Promise.all(this.#columns.threads.map((thread, i) => this.#openThread(thread, leaves[i] ?? "")));
-      if (id !== this.conversation || !pages[0]) return;
-      const { conversation, messages } = pages[0];
+      // A column whose question has no answer would show another column's: it waits until somebody tries again.
+      const waits = (thread) => !afresh && this.#columns.many && thread.stuck;
+      const pages = await Promise.all(this.#columns.threads.map((thread, i) => (waits(thread) ? null : this.#openThread(thread, leaves[i] ?? ""))));
+      const page = pages.find((found) => found);
+      if (id !== this.conversation || !page) return;
+      const { conversation, messages } = page;
       this.#retitle(conversation.title);
       if (afresh && !this.#columns.many) {
         const last = messages.findLast((message) => message.role === "assistant")?.model;

@@ -96,11 +96,9 @@ export class Columns {
     (this.list[at] ?? this.list.at(-1)).head.querySelector(".column-model").focus({ preventScroll: true });
   }
 
-  /** As many as this browser had for the conversation, and where each of them ends; one if it had no more. */
+  /** As many as this browser has for the conversation, and where each of them ends: one, if it has no more. */
   restore(conversation) {
-    const kept = recall("columns", {})[conversation] ?? [];
-    const [first, ...others] = kept.length > 1 ? kept.slice(0, MOST) : [{}];
-    const wanted = [first, ...others];
+    const wanted = columnsOf(conversation);
     for (const column of this.list.splice(wanted.length)) this.#drop(column, false);
     while (this.list.length < wanted.length) this.#insert({});
     wanted.forEach(({ model, settings }, i) => Object.assign(this.list[i], { model, settings }));
@@ -109,10 +107,15 @@ export class Columns {
     return wanted.map(({ leaf }) => leaf ?? "");
   }
 
+  /** The same after something has happened elsewhere: what is set here stays, if there are as many as before. */
+  follow(conversation) {
+    const wanted = columnsOf(conversation);
+    return this.differs(conversation) ? this.restore(conversation) : wanted.map(({ leaf }) => leaf ?? "");
+  }
+
   /** Whether another tab of this browser has other columns for the conversation. */
   differs(conversation) {
-    const kept = recall("columns", {})[conversation] ?? [];
-    return (kept.length > 1 ? kept.length : 1) !== this.list.length;
+    return columnsOf(conversation).length !== this.list.length;
   }
 
   /** Remember what there is. */
@@ -242,4 +245,10 @@ export class Columns {
     const at = Math.round(this.#container.scrollLeft / this.#container.clientWidth);
     [...this.#tabs.children].forEach((tab, i) => tab.setAttribute("aria-pressed", String(i === at)));
   }
+}
+
+/** {leaf, model, settings} of each column that this browser has for a conversation. */
+function columnsOf(conversation) {
+  const kept = recall("columns", {})[conversation] ?? [];
+  return kept.length > 1 ? kept.slice(0, MOST) : [{}];
 }

@@ -11,8 +11,8 @@ import { t } from "./i18n.js";
 import { QuestionView } from "./question.js";
 import { Follower } from "./scroll.js";
 
-const FIRST = 16; // messages that are read when a conversation is opened
-const PAGE = 40; // and of those before them
+const FIRST = 12; // messages that are read when a conversation is opened
+const PAGE = 16; // and of those before them
 const NEAR_TOP = 600; // pixels
 
 export class Path {
@@ -43,6 +43,11 @@ export class Path {
 
   get empty() {
     return !this.turns.childElementCount;
+  }
+
+  /** Whether it shows that something is missing. */
+  get stuck() {
+    return this.#loose !== null;
   }
 
   /** The tokens that the last answer took, prompt and all. */

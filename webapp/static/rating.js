@@ -1,6 +1,6 @@
 /** Why an answer was rated as it was: a small popover under its button. */
 
-import { h, placeUnder } from "./dom.js";
+import { $, h, placeUnder } from "./dom.js";
 import { t } from "./i18n.js";
 
 const LONGEST = 2000; // characters, as the server takes them
@@ -38,7 +38,7 @@ export function askNote(button, note, save) {
     done();
   });
   panel.addEventListener("toggle", ({ newState }) => newState === "closed" && panel.remove());
-  document.body.append(panel);
+  $("main").append(panel);
   panel.showPopover({ source: button });
   placeUnder(panel, button);
   field.focus();

@@ -1,49 +1,64 @@
-/** The list of saved conversations: open, rename, delete; a column on wide windows and a drawer on narrow ones. */
+/**
+ * The sidebar: a column on wide windows and a drawer on narrow ones, with the list of conversations and its views.
+ *
+ * The list is read a page at a time, as its end comes near. What changes anywhere reaches it by `refresh`, which reads
+ * again what has been read. What is seldom needed (search, tags, links, files) is loaded when somebody asks for it.
+ */
 
 import { call } from "./api.js";
-import { $, h, icon, placeUnder } from "./dom.js";
+import { $, h } from "./dom.js";
+import { t } from "./i18n.js";
+import { Shelf } from "./shelf.js";
 import { remember } from "./store.js";
 
-const DAY_MS = 86_400_000;
 const SOON_MS = 150; // events come in bursts
+const PAGE = 60;
+const MOST = 500; // conversations that are read again at once
 const narrow = matchMedia("(max-width: 767px)");
 
 export class Sidebar {
   conversations = [];
-  #more = false;
-  #active = "";
-  #target = null; // the conversation whose menu is open
-  #menuButton = null;
-  #editing = "";
+  tags = [];
+  #after = ""; // where the next page begins
+  #view = { archived: false, tag: "" };
+  #reading = 0; // counts what was asked for, so that a late answer is recognised
+  #loading = false;
+  #editing = false;
   #timer = 0;
   #opener = null;
+  #search = null;
+  #active = "";
   #options;
+  #shelf;
 
-  /** `options`: open(id), deleted(id), problem(message), listed(). */
+  /** `options`: open(id, message), deleted(id), problem(message), listed(). */
   constructor(options) {
     this.#options = options;
+    this.#shelf = new Shelf($("conversations"), {
+      open: (id) => options.open(id),
+      menu: (id, button) => this.#menu(id, button),
+      more: () => this.#more(),
+    });
     $("side-open").addEventListener("click", () => this.show());
     $("side-close").addEventListener("click", () => this.hide());
     $("backdrop").addEventListener("click", () => this.hide());
     $("sidebar").addEventListener("keydown", (event) => {
-      if (!this.#drawn || document.querySelector(":popover-open")) return;
-      if (event.key === "Escape" && !this.#editing) this.hide();
+      if (!this.#drawn || document.querySelector(":popover-open, dialog[open]")) return;
+      if (event.key === "Escape" && !this.#editing && !event.defaultPrevented) this.hide();
       if (event.key === "Tab") keepInside($("sidebar"), event);
     });
     narrow.addEventListener("change", () => this.#arrange(false));
-    $("menu").addEventListener("keydown", (event) => this.#menuKey(event));
-    $("menu").addEventListener("toggle", (event) => {
-      const open = event.newState === "open";
-      this.#menuButton?.setAttribute("aria-expanded", String(open));
-      if (open) {
-        placeUnder($("menu"), this.#menuButton);
-        $("menu-rename").focus();
-      }
+    $("where-back").addEventListener("click", () => this.look({ archived: false, tag: "" }));
+    $("data").addEventListener("click", () => this.#data());
+    $("search").addEventListener("focus", () => this.#searching());
+    $("search-keys").textContent = /Mac|iP/.test(navigator.platform) ? "⌘K" : t("Ctrl K");
+    document.addEventListener("keydown", (event) => {
+      if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
+      event.preventDefault();
+      if ($("sidebar").inert) this.show();
+      $("search").focus();
+      $("search").select();
     });
-    $("menu-rename").addEventListener("click", () => this.#rename());
-    $("menu-delete").addEventListener("click", () => this.#askDelete());
-    $("delete-cancel").addEventListener("click", () => $("delete").close());
-    $("delete-confirm").addEventListener("click", () => this.#delete());
     this.#arrange(false);
   }
 
@@ -53,13 +68,34 @@ export class Sidebar {
     this.#timer = setTimeout(() => this.#load(), SOON_MS);
   }
 
+  /** Show another part: the archive, or what has a tag. */
+  look(view) {
+    this.#view = { ...this.#view, ...view };
+    this.conversations = [];
+    this.#after = "";
+    $("conversations").scrollTop = 0;
+    this.#load();
+  }
+
   /** Mark the open conversation. */
   set active(id) {
     this.#active = id;
-    for (const link of $("conversations").querySelectorAll(".side-item a")) {
-      if (link.dataset.id === id) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
-    }
+    this.#shelf.active = id;
+  }
+
+  get active() {
+    return this.#active;
+  }
+
+  /** The listed conversation with this id, if it is listed. */
+  find(id) {
+    return this.conversations.find((conversation) => conversation.conversation_id === id);
+  }
+
+  /** Change what is shown of one, before the server has said that it took it. */
+  alter(id, changes) {
+    this.conversations = changes ? this.conversations.map((c) => (c.conversation_id === id ? { ...c, ...changes } : c)) : this.conversations.filter((c) => c.conversation_id !== id);
+    this.#draw();
   }
 
   /** Show it: the drawer takes the focus and keeps it. */
@@ -90,6 +126,45 @@ export class Sidebar {
     if (this.#drawn) this.#arrange(false);
   }
 
+  /** Write a title in its row. */
+  rename(id) {
+    const { title } = this.find(id) ?? {};
+    const row = this.#shelf.row(id);
+    if (title === undefined || !row) return;
+    const input = h("input", { class: "side-input", "aria-label": t("New name"), maxlength: 60, dir: "auto" });
+    input.value = title;
+    this.#editing = true;
+    const finish = (save) => {
+      if (!this.#editing) return;
+      this.#editing = false;
+      const written = input.value.trim();
+      input.remove();
+      row.classList.remove("editing");
+      this.#shelf.focus(id);
+      if (!save || !written || written === title) return this.#draw();
+      this.alter(id, { title: written });
+      this.#options.listed();
+      call("PATCH", `/conversations/${id}`, { title: written }).catch((error) => {
+        this.alter(id, { title });
+        this.#options.listed();
+        this.#options.problem(error.message);
+      });
+    };
+    input.addEventListener("keydown", (event) => {
+      if (event.isComposing) return;
+      if (event.key === "Enter") finish(true);
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        finish(false);
+      }
+    });
+    input.addEventListener("blur", () => finish(true));
+    row.classList.add("editing");
+    row.append(input);
+    input.focus();
+    input.select();
+  }
+
   get #drawn() {
     return document.body.classList.contains("drawn");
   }
@@ -104,18 +179,28 @@ export class Sidebar {
     $("side-open").setAttribute("aria-expanded", String(!$("sidebar").inert));
   }
 
-  async #load(before) {
+  // ---- The list ----
+
+  async #load(before = "") {
+    const { archived, tag } = this.#view;
+    const turn = before ? this.#reading : ++this.#reading;
+    const query = new URLSearchParams({ ...(archived && { archived: 1 }), ...(tag && { tag }) });
+    if (before) query.set("before", before);
+    else query.set("count", Math.min(MOST, Math.max(PAGE, Math.ceil(this.conversations.length / PAGE) * PAGE)));
     try {
-      const { conversations, more } = await call("GET", before ? `/conversations?before=${before}` : "/conversations");
+      const { conversations, after, tags } = await call("GET", `/conversations?${query}`);
+      if (turn !== this.#reading) return;
       if (before) {
-        this.conversations = [...this.conversations, ...conversations.filter((c) => !this.find(c.conversation_id))];
-        this.#more = more;
+        const known = new Set(this.conversations.map((c) => c.conversation_id));
+        this.conversations = [...this.conversations, ...conversations.filter((c) => !known.has(c.conversation_id))];
+        this.#after = after;
       } else {
-        // Pages that were read before stay: what is older than this page cannot have changed its place.
-        const oldest = conversations.at(-1)?.updated ?? 0;
+        this.tags = tags;
+        // What was read beyond this page stays: it is older, so it has not changed its place.
+        const oldest = after ? conversations.at(-1).updated : -1;
         const fresh = new Set(conversations.map((c) => c.conversation_id));
-        const older = more ? this.conversations.filter((c) => c.updated < oldest && !fresh.has(c.conversation_id)) : [];
-        this.#more = older.length ? this.#more : more;
+        const older = after ? this.conversations.filter((c) => !c.pinned && c.updated < oldest && !fresh.has(c.conversation_id)) : [];
+        if (!older.length) this.#after = after;
         this.conversations = [...conversations, ...older];
       }
       this.#draw();
@@ -126,121 +211,62 @@ export class Sidebar {
     }
   }
 
-  /** The listed conversation with this id, if it is listed. */
-  find(id) {
-    return this.conversations.find((conversation) => conversation.conversation_id === id);
+  async #more() {
+    if (this.#loading) return;
+    this.#loading = true;
+    while (this.#after && this.#shelf.atEnd) {
+      const [from, turn] = [this.#after, this.#reading];
+      await this.#load(from);
+      if (from === this.#after && turn === this.#reading) break; // it could not be read
+    }
+    this.#loading = false;
   }
 
   #draw() {
     if (this.#editing) return; // it is drawn when the name is written
-    const list = $("conversations");
-    const focused = list.contains(document.activeElement) ? document.activeElement : null;
-    const again = focused && { id: focused.closest("[data-id]")?.dataset.id, menu: focused.tagName === "BUTTON" };
-    const groups = group(this.conversations);
-    const parts = [...groups].flatMap(([name, conversations], i) => {
-      const id = `age-${i}`;
-      return [
-        h("h2", { class: "side-age", id }, name),
-        h("ul", { "aria-labelledby": id }, ...conversations.map((conversation) => this.#item(conversation))),
-      ];
-    });
-    if (!parts.length) parts.push(h("p", { class: "side-empty" }, "Your conversations will be listed here."));
-    if (this.#more) {
-      const more = h("button", { class: "quiet-button", type: "button", onclick: () => this.#load(this.conversations.at(-1).updated) }, "Show older ones");
-      parts.push(more);
+    const { archived, tag } = this.#view;
+    const empty = archived ? t("Nothing is archived.") : tag ? t("Nothing has this tag any more.") : t("Your conversations will be listed here.");
+    this.#shelf.draw(this.conversations, { empty });
+    $("where").hidden = !archived;
+    this.#chips();
+    this.#more();
+  }
+
+  #chips() {
+    const { tag } = this.#view;
+    const names = tag && !this.tags.includes(tag) ? [tag, ...this.tags] : this.tags;
+    $("tags").hidden = !names.length;
+    const shown = [...$("tags").children].map((chip) => chip.textContent).join("\n");
+    if (shown !== names.join("\n")) {
+      const chip = (name) => h("button", { class: "tag", type: "button", dir: "auto", onclick: () => this.look({ tag: this.#view.tag === name ? "" : name }) }, name);
+      $("tags").replaceChildren(...names.map(chip));
     }
-    list.replaceChildren(...parts);
-    if (again?.id) list.querySelector(`.side-item[data-id="${CSS.escape(again.id)}"] ${again.menu ? "button" : "a"}`)?.focus();
+    for (const chip of $("tags").children) chip.setAttribute("aria-pressed", String(chip.textContent === tag));
   }
 
-  #item({ conversation_id: id, title, requests }) {
-    const name = title || "Untitled";
-    const link = h("a", { href: `/c/${id}`, "data-id": id, title: name, "aria-current": id === this.#active ? "page" : null }, h("span", { class: "side-title" }, name));
-    if (requests.length) link.append(h("span", { class: "side-busy" }, h("span", { class: "sr" }, ", an answer is being written")));
-    link.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
-      event.preventDefault();
-      this.#options.open(id);
+  // ---- What is loaded when it is needed ----
+
+  async #menu(id, button) {
+    const { openMenu } = await this.#part(import("./conversation.js"));
+    openMenu(this, this.#options, this.find(id), button);
+  }
+
+  async #data() {
+    const { openData } = await this.#part(import("./transfer.js"));
+    openData(this, this.#options, $("data"));
+  }
+
+  async #searching() {
+    if (this.#search) return;
+    this.#search = this.#part(import("./search.js")).then(({ Search }) => new Search({ open: (id, message) => this.#options.open(id, message), leave: () => this.leave() }));
+    this.#search.catch(() => (this.#search = null));
+  }
+
+  #part(loading) {
+    return loading.catch((error) => {
+      this.#options.problem(t("A part of this page could not be loaded. Check your connection, then reload the page."));
+      throw error;
     });
-    const menu = h("button", { class: "side-menu", type: "button", "aria-label": `Rename or delete: ${name}`, "aria-haspopup": "menu", "aria-expanded": "false" }, icon("dots"));
-    menu.popoverTargetElement = $("menu");
-    menu.addEventListener("click", () => {
-      this.#target = id;
-      this.#menuButton = menu;
-    });
-    return h("li", { class: "side-item", "data-id": id }, link, menu);
-  }
-
-  #menuKey(event) {
-    if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-      event.preventDefault();
-      (document.activeElement === $("menu-rename") ? $("menu-delete") : $("menu-rename")).focus();
-    } else if (event.key === "Tab") {
-      $("menu").hidePopover();
-    }
-  }
-
-  #rename() {
-    $("menu").hidePopover();
-    const id = this.#target;
-    const conversation = this.find(id);
-    const item = $("conversations").querySelector(`.side-item[data-id="${CSS.escape(id)}"]`);
-    if (!conversation || !item) return;
-    const input = h("input", { class: "side-input", "aria-label": "New name", maxlength: 60 });
-    input.value = conversation.title;
-    this.#editing = id;
-    let done = false;
-    const finish = async (save) => {
-      if (done) return;
-      done = true;
-      this.#editing = "";
-      const title = input.value.trim();
-      if (save && title && title !== conversation.title) {
-        const before = conversation.title;
-        conversation.title = title;
-        call("PATCH", `/conversations/${id}`, { title }).catch((error) => {
-          conversation.title = before;
-          this.#draw();
-          this.#options.problem(error.message);
-        });
-      }
-      this.#draw();
-      this.#options.listed();
-      $("conversations").querySelector(`.side-item[data-id="${CSS.escape(id)}"] a`)?.focus();
-    };
-    input.addEventListener("keydown", (event) => {
-      if (event.isComposing) return;
-      if (event.key === "Enter") finish(true);
-      if (event.key === "Escape") {
-        event.stopPropagation();
-        finish(false);
-      }
-    });
-    input.addEventListener("blur", () => finish(true));
-    item.replaceChildren(input);
-    input.focus();
-    input.select();
-  }
-
-  #askDelete() {
-    $("menu").hidePopover();
-    const title = this.find(this.#target)?.title || "Untitled";
-    $("delete-text").textContent = `“${title}” and its answers are removed for good.`;
-    $("delete").showModal();
-    $("delete-cancel").focus();
-  }
-
-  async #delete() {
-    $("delete").close();
-    const id = this.#target;
-    try {
-      await call("DELETE", `/conversations/${id}`);
-    } catch (error) {
-      if (error.status !== 404) return this.#options.problem(error.message);
-    }
-    this.conversations = this.conversations.filter((conversation) => conversation.conversation_id !== id);
-    this.#draw();
-    this.#options.deleted(id);
   }
 }
 
@@ -251,18 +277,4 @@ function keepInside(element, event) {
   if (document.activeElement !== from) return;
   event.preventDefault();
   to.focus();
-}
-
-function age({ updated }) {
-  const midnight = new Date().setHours(0, 0, 0, 0);
-  if (updated >= midnight) return "Today";
-  if (updated >= midnight - DAY_MS) return "Yesterday";
-  if (updated >= midnight - 6 * DAY_MS) return "Last 7 days";
-  return "Older";
-}
-
-function group(conversations) {
-  const groups = new Map();
-  for (const conversation of conversations) groups.set(age(conversation), [...(groups.get(age(conversation)) ?? []), conversation]);
-  return groups;
 }

@@ -44,7 +44,7 @@ class Piece:
     token_ids: tuple[int, ...] = ()
     kind: str = "text"
     finish: str | None = None  # stop (end token or stop string), length, tool_calls or content_filter
-    logprobs: tuple[TokenLogprob, ...] | None = None  # one per token, when asked for
+    logprobs: tuple[TokenLogprob, ...] | None = None  # one per token, when asked for; behind a prompt the end's, too
     data: Any = (
         None  # for msgpack: tool calls; in the first piece, when asked for, {"prompt_logprobs": [None, {...}, ...],
     )

@@ -19,6 +19,8 @@ CALL, CALLED = "<tool_call>", "</tool_call>"
 LISTED, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"  # Mistral's; control tokens
 CALLS = 16  # that one answer may be made to have; a weak model would call for ever
 LLAMA_FORM = re.compile(r'\{"name": [^"{}]*, "parameters": ')  # as its template tells the model
+# A parameter without the blanks around it. Each character is tried once, whatever a model writes.
+VALUE = r"(?:[^\s<]++|<(?!/parameter>)|\s++(?!</parameter>))*+"
 ANY: Map = {"repeats": True, "optional": True}
 
 
@@ -108,13 +110,13 @@ HERMES = Dialect(
     closing=CALLED,
     around=(f"{CALL}\n", f"\n{CALLED}"),
 )
-QWEN_XML = Dialect(  # Qwen3-Coder's and Qwen3.5's; as in transformers.cli.serving.utils
+QWEN_XML = Dialect(  # Qwen3-Coder's and Qwen3.5's; as in transformers.cli.serving.utils, but VALUE
     ANY
     | {
         "open_pattern": r"<tool_call>\s*<function=(?P<name>[^>\n]+)>",
         "close_pattern": r"</function>\s*</tool_call>",
         "content": "xml-inline",
-        "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\s*(?P<value>.*?)\s*</parameter>"},
+        "content_args": {"tag_pattern": rf"<parameter=(?P<key>[^>\n]+)>\s*+(?P<value>{VALUE})\s*+</parameter>"},
         "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
     }
 )

@@ -31,7 +31,7 @@ THINK, THOUGHT = "<think>", "</think>"
 TEXT: Map = {"content": "text", "optional": True}
 REASONING: Map = {"open_pattern": rf"\A\s*{THINK}", "close": THOUGHT, "content": "text", "optional": True}  # at first
 _HEAD = r'\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
-HEAD = re.compile(r"\s*\[?\s*" + _HEAD)
+HEAD = re.compile(r"\s*(?:\[\s*)?" + _HEAD)
 NEXT = re.compile(r"[^{]*" + _HEAD)  # behind the arguments of another call, whose object may still have an id
 WRONG = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # from a call of a wrong shape
 KNOWN = "Hermes' and Qwen's <tool_call>, Llama 3.1's JSON, Mistral's [TOOL_CALLS]"

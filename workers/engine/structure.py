@@ -42,7 +42,8 @@ LIMITS: dict[str, Any] = {  # of one grammar: mostly under 10 ms a step, and som
     "max_lexer_states": 50_000,
     "verbose_errors": False,
 }
-GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+# Tries each character once: while a pattern is looked for, no other thread runs.
+GBNF_RULE = re.compile(r"^[^\S\n]*[\w-]+[^\S\n]*::=", re.MULTILINE)
 GBNF_WORK = 1 << 22  # rules times characters: its translation can take as many steps, and no trial guards it
 TRIALS = 2  # at once
 TRIAL_SECONDS = 30  # its limit of processor time ends it much earlier, unless the machine is overloaded
@@ -224,10 +225,9 @@ def _lark(grammar: str) -> str:
     Rules without rules in them become terminals, which take as much of the text as they can: so a text that llama.cpp
     would read in another way may be impossible, but none that it refuses becomes possible.
     """
-    rules = len(GBNF_RULE.findall(grammar))
-    if not rules:
+    if not GBNF_RULE.search(grammar):
         return grammar
-    if rules * len(grammar) > GBNF_WORK:
+    if grammar.count("::=") * len(grammar) > GBNF_WORK:
         raise _Unusable("it is too long for GBNF; make it shorter, or write it in Lark's syntax")
     try:
         return gbnf_to_lark(grammar)

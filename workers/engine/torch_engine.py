@@ -2,7 +2,8 @@
 
 Messages in, pieces of text out. The model runs in a thread of its own and crosses to the event loop once per step,
 with the new tokens of all requests; there each request keeps its tokens until its reader takes them, so a slow reader
-gets fewer and larger pieces and slows nobody. An answer's end token is neither in its text nor in its token ids.
+gets fewer and larger pieces and slows nobody. An answer's end token is neither in its text nor in its token ids; behind
+a prompt (not messages) its log-probability is told, as OpenAI's completions have it.
 Knows no Redis, no jobs and no web.
 """
 
@@ -182,6 +183,7 @@ class TorchEngine:
         unscored = 0 if scored is None else len(prompt)
         scores = sampling.logprobs is not None
         answer = Answer(len(prompt), limit, transcript, end_ids, said, scores, matcher, unscored, reply)
+        answer.scores_end = request.prompt is not None
         if scored is not None:
             answer.first = {"token_id": prompt[0], "token": list(self._vocabulary.spell(prompt[0]))}
         stream = Stream(
@@ -311,6 +313,7 @@ class Answer:
         self.prompt_tokens = prompt_tokens
         self.first: dict[str, Any] = {}  # token of the prompt, beside the scores, of which it has none
         self.leave: Callable[[], None] = lambda: None
+        self.scores_end = False  # whether log-probabilities go on to the end token, where there is one
         self._limit = limit  # tokens of the answer at most, those in `said` too
         self._transcript = transcript
         self._end_ids = end_ids
@@ -392,8 +395,8 @@ class Answer:
                 ids.append(token)
                 self._count += 1
                 parts += self._parts(self._transcript.feed(token))
-                if logprob is not None:
-                    logprobs.append(logprob)
+            if logprob is not None and (self.scores_end or not ended):
+                logprobs.append(logprob)
         finish = None
         if ended and self._matcher is not None and self._matcher.failed:
             self._done = True

@@ -94,7 +94,7 @@ def test_base_and_adapters_in_one_step_are_each_as_alone(base: PreTrainedModel, 
     def assert_mixed(order: Sequence[int]) -> None:
         adapters.use([shapes[i] for i in order])
         mixed = packed(base, [prompts[i] for i in order])
-        assert torch.allclose(mixed, torch.cat([alone[i] for i in order]), atol=1e-5)
+        assert torch.allclose(mixed, torch.cat([alone[i] for i in order]), atol=1e-4)
 
     assert_mixed(range(7))
     assert_mixed([6, 0, 3])  # one adapter only

@@ -199,9 +199,12 @@ async def test_who_joins_waits_for_the_steps_under_way_and_no_more(pair: Pair) -
 
 
 async def test_who_ends_does_not_make_the_others_wait(pair: Pair) -> None:
-    _, engine = await pair()
+    plain, engine = await pair()
+    sampling = Sampling(2.0, seed=1, max_tokens=80, ignore_eos=True)
+    (whole,) = await all_of(plain, [("Hello", sampling)])
+    ends = [token for i, token in enumerate(whole) if i >= 15 and token not in whole[:i]][::6]
     async with AsyncExitStack() as stack:
-        asked = [request("Hello", replace(GREEDY, max_tokens=n)) for n in range(20, 68, 6)]
+        asked = [request("Hello", replace(sampling, stop_token_ids=(end,))) for end in ends]
         answers = [await stack.enter_async_context(engine.generate(one)) for one in asked]
         for answer in answers:
             await anext(answer)
@@ -213,12 +216,16 @@ async def test_who_ends_does_not_make_the_others_wait(pair: Pair) -> None:
         assert engine.steps - steps - (ahead(engine) - before) <= 5  # three sizes of graphs are new
 
 
-async def test_an_answer_to_the_end_of_the_context_has_no_step_behind_it(pair: Pair) -> None:
+async def test_an_answer_to_its_limit_or_the_end_of_the_context_has_no_step_behind_it(pair: Pair) -> None:
     plain, engine = await pair()
     asked = [("ab " * 228, replace(GREEDY, max_tokens=None)), ("a mate", GREEDY)]
     expected = await all_of(plain, asked)
     assert 10 < len(expected[0]) < 70
     assert await all_of(engine, asked) == expected
+    steps = engine.steps
+    for _ in range(2):
+        await all_of(engine, [("Hello", replace(GREEDY, max_tokens=30))])
+    assert engine.steps == steps + 60
 
 
 async def test_closing_ends_what_is_under_way(pair: Pair) -> None:

@@ -134,6 +134,19 @@ def test_calls_in_xml() -> None:
     assert parts(list(text), asked(**TOOLS), template=XML) == ({}, [("weather", '{"x": "1"}')])
 
 
+def test_values_in_xml_lose_the_blanks_around_them_and_nothing_else() -> None:
+    for value in ("", "a", "a b\n\n c", "<b>1 < 2</b>", "<parameter=y>", "</function>"):
+        text = f"<tool_call><function=weather><parameter=x>\n {value} \n</parameter></function></tool_call>"
+        assert parts(list(text), asked(**TOOLS), template=XML) == ({}, [("weather", json.dumps({"x": value}))])
+
+
+def test_nothing_but_blanks_where_a_call_should_be_takes_no_time() -> None:
+    blanks = "\n" * 100_000
+    assert parts(["<tool_call>", blanks], asked(**TOOLS))[1] == []
+    text = f"<tool_call>\n<function=weather>\n<parameter=x>{blanks}</function>\n</tool_call>"
+    assert parts([text], asked(**TOOLS), template=XML) == ({}, [("weather", "{}")])
+
+
 LLAMA = """{% if tools %}Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.
 {{ tools | tojson }}{% endif %}{{ messages[0].content }}"""
 MISTRAL = "{% if tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}{{ messages[0].content }}{# [TOOL_CALLS] #}"

@@ -227,6 +227,8 @@ def test_a_grammar_is_kept_to(grammars: Grammars) -> None:
         ("grammar", 'a ::= "a"', "No 'root' rule"),
         ("grammar", "root ::= " + "(" * 9000, "no GBNF"),
         ("grammar", "root ::= a\n" + "\n".join(f'a{i} ::= "b"' for i in range(1000)), "too long for GBNF"),
+        ("grammar", "root ::= a\r" + "\r".join(f'a{i} ::= "b"' for i in range(1000)), "too long for GBNF"),
+        ("grammar", "\n" * 65_000 + "start: gone", "unknown name"),
         ("xml", "<a/>", "no structure 'xml'"),
     ],
 )
