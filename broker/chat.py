@@ -87,14 +87,15 @@ class Answer:
 
 
 class Text:
-    """An answer's text as its frames come in, right also when frames are replaced (see `streams.Reader`)."""
+    """An answer's text of one kind as its frames come in, right also when frames are replaced (see `streams.Reader`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "text") -> None:
+        self._kind = kind
         self._parts: list[str] = []
 
     def add(self, frame: Frame) -> None:
         del self._parts[frame.seq :]
-        self._parts.append(frame.text if frame.kind == "text" else "")
+        self._parts.append(frame.text if frame.kind == self._kind else "")
 
     def __str__(self) -> str:
         return "".join(self._parts)

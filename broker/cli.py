@@ -330,6 +330,36 @@ async def _ask(config: Config, request: ChatRequest) -> None:
                     )
 
 
+@app.command("chat")
+def talk(
+    model: Annotated[str, typer.Argument(help="A model of the fleet.", show_default="the only one, or a choice")] = "",
+    system: Annotated[str, typer.Option(help="A system prompt.")] = "",
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, show_default="0.7")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.001, max=1, show_default="1")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, show_default="all tokens")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, show_default="what the context has room for")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="another one for each answer")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="The text as it comes: no colours, no Markdown.")] = False,
+    multiline: Annotated[bool, typer.Option("--multiline", help="Enter begins a line, Esc Enter sends.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Chat in the terminal, through the queue like everyone. Of a pipe, what it brings is one question."""
+    from broker import terminal  # its line editor takes a while to load, and no other command needs it
+
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed}
+    settings: dict[str, int | float | None] = {name: value for name, value in given.items() if value is not None}
+    look = terminal.Look(plain=plain, multiline=multiline)
+    config, question = _find_fleet(data), terminal.piped()  # a pipe is read before anything runs beside it
+
+    async def work() -> None:
+        async with Broker.open(config) as broker:
+            await _reach(broker)
+            history = (data or config.data) / "chat.history"
+            await terminal.run(broker, history, model, terminal.Talk(system=system, settings=settings), look, question)
+
+    _run(work())
+
+
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
@@ -429,7 +459,7 @@ async def _reach(broker: Broker) -> None:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(work)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter: told to end by a signal
         sys.exit(130)
 
 

@@ -1,13 +1,16 @@
 """The chat page in a real Chromium: what a person does with the messages of one conversation."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from broker import conversations, keys
-from broker.messages import new_id, pack
-from helpers import eventually
+from broker import conversations, keys, registry, streams
+from broker.messages import Frame, ModelCard, new_id, pack
+from broker.streams import Written
+from helpers import claim, eventually
+from webapp.state import BROKER
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -64,6 +67,23 @@ async def test_a_question_is_edited_and_its_versions_stay(visitor, tab):
     await tab.keyboard.press("Escape")
     await press(act(questions(tab), "Version after"))
     await expect(visitor.answer).to_have_text("two")
+
+
+async def test_an_edit_that_is_refused_can_be_mended(visitor, tab):
+    await visitor.ask("one")
+    await expect(visitor.answer).to_have_text("one")
+    broker = visitor.server.app[BROKER]
+    broker.config = replace(broker.config, prompt_bytes=10)
+    await press(act(questions(tab), "Edit this message"))
+    field = questions(tab).locator("textarea")
+    await field.fill("too long for this server")
+    await field.press("Control+Enter")
+    await expect(tab.locator("#notice")).to_contain_text("FLEETCHAT_PROMPT_BYTES")
+    await expect(visitor.answer).to_have_text("one")
+    await expect(field).to_have_value("too long for this server")
+    await field.fill("short")
+    await field.press("Control+Enter")
+    await expect(visitor.answer).to_have_text("short")
 
 
 async def test_another_answer_is_a_version_beside_the_first_also_in_the_middle(visitor, tab):
@@ -306,3 +326,49 @@ async def test_an_answer_that_the_server_has_lost_is_written_anew(visitor, tab, 
     await expect(answers(tab)).to_have_count(1)
     await tab.keyboard.press("Escape")
     await expect(answers(tab).locator(".mark")).to_have_text("Stopped")
+
+
+async def test_leaving_a_chat_and_coming_back_finds_its_answer_growing(visitor, tab):
+    await visitor.ask("/echo 300 20ms")
+    await expect(visitor.answer).to_contain_text("9")
+    await tab.locator("#side-new").click()
+    await expect(tab.locator(".turn")).to_have_count(0)
+    await visitor.ask("another")
+    await expect(visitor.answer).to_have_text("another")
+    await tab.go_back()
+    await tab.go_back()
+    await expect(questions(tab).locator(".question-text")).to_have_text("/echo 300 20ms")
+    some = len(await visitor.words())
+    await expect(visitor.answer).to_contain_text(str(some + 10))
+    await tab.keyboard.press("Escape")
+    await expect(answers(tab).locator(".mark")).to_have_text("Stopped")
+    stopped = await visitor.words()
+    assert stopped == [str(i) for i in range(1, len(stopped) + 1)]
+    await tab.go_forward()
+    await tab.go_forward()
+    await expect(visitor.answer).to_have_text("another")
+
+
+async def test_thinking_is_shown_while_it_lasts(visitor, tab, broker):
+    """The test plays the worker of a model that thinks."""
+    await registry.beat(broker, "w", "ready", {"models": "m", "slots": 4}, [ModelCard("m", state="ready")])
+    await tab.goto(visitor.url + "/?model=m")
+    await expect(tab.locator("#picker-name")).to_have_text("m")
+    await visitor.ask("Think!")
+    (held,) = await eventually(lambda: claim(broker))
+
+    async def write(seq: int, text: str, kind: str = "text", **end: object) -> None:
+        frame = Frame(held.request_id, seq, 1, text, kind, **end)
+        await streams.append(broker, [Written(held.request_id, held.token, seq, frame.encode(), last=bool(end))])
+
+    await write(0, "Let me ", "reasoning")
+    thoughts = answers(tab).locator(".thoughts")
+    await expect(thoughts.locator("summary")).to_have_text("Thinking…")
+    await write(1, "see.", "reasoning")
+    await write(2, "It is ")
+    await expect(thoughts.locator("summary")).to_have_text("Thoughts")
+    await expect(visitor.answer).to_have_text("It is")
+    timings = {"waited": 0.1, "first": 0.2, "total": 70.0, "reasoning": 65.0}
+    await write(3, "one.", end={"reason": "stop", "usage": {}, "timings": timings})
+    await expect(thoughts.locator("summary")).to_have_text("Thought for 1 min 5 s")
+    await expect(visitor.answer).to_have_text("It is one.")

@@ -357,7 +357,14 @@ async def test_the_drawer_on_a_phone(visitor, tab, keep):
     await expect(tab.locator(".turn.question")).to_contain_text("second")
     await tab.keyboard.press("Control+k")
     await expect(tab.locator("#search")).to_be_focused()
-    await tab.keyboard.press("Escape")
+    await tab.keyboard.press("Escape")  # back to the list
+    await menu(tab, "first", "Delete")
+    await tab.locator("#theme").focus()
+    await tab.keyboard.press("Tab")
+    await expect(tab.get_by_role("button", name="Undo")).to_be_focused()
+    await tab.keyboard.press("Enter")
+    await expect(row(tab, "first")).to_have_count(1)
+    await tab.locator("#search").focus()
     await tab.keyboard.press("Escape")
     await expect(tab.locator("body")).not_to_have_class(re.compile("drawn"))
     assert await tab.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,6 +1,6 @@
 /** A small menu under a button, made when it is opened and gone when it is closed. */
 
-import { $, h, icon, placeUnder } from "./dom.js";
+import { h, icon, placeUnder } from "./dom.js";
 
 /** Open a menu. `items` are {label, icon, danger, act}; `label` says to screen readers what it is about. */
 export function openMenu(button, label, items) {
@@ -27,7 +27,7 @@ export function openMenu(button, label, items) {
     button.setAttribute("aria-expanded", String(newState === "open"));
     if (newState === "closed") menu.remove();
   });
-  $("main").append(menu);
+  button.closest("aside, main, dialog").append(menu); // beside its button: while a drawer is open, the rest is inert
   menu.showPopover({ source: button });
   placeUnder(menu, button);
   entries[0]?.focus();

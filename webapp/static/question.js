@@ -45,10 +45,10 @@ export class QuestionView {
     this.#versions.focus(step);
   }
 
-  /** Write it anew, in its own place. */
-  edit() {
+  /** Write it anew, in its own place, beginning with `text`. */
+  edit(text = this.text) {
     const field = h("textarea", { class: "field", "aria-label": t("Edit this message"), rows: 2 });
-    field.value = this.text;
+    field.value = text;
     const close = () => {
       form.replaceWith(this.#body);
       this.#foot.hidden = false;
@@ -68,9 +68,8 @@ export class QuestionView {
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const text = field.value;
-      if (!text.trim() && !this.files.length) return field.focus();
-      if (this.#act("edit", text) !== false) close();
+      if (!field.value.trim() && !this.files.length) return field.focus();
+      if (this.#act("edit", field.value) !== false) close();
     });
     form.addEventListener("keydown", (event) => {
       if (event.isComposing) return;

@@ -270,9 +270,9 @@ export class Sidebar {
   }
 }
 
-/** Tab goes round in the drawer. */
+/** Tab goes round in the drawer, and through a notice that lies over it. */
 function keepInside(element, event) {
-  const stops = [...element.querySelectorAll("a, button, input")].filter((stop) => stop.checkVisibility());
+  const stops = [...element.querySelectorAll("a, button, input"), ...document.querySelectorAll(".toast button")].filter((stop) => stop.checkVisibility());
   const [from, to] = event.shiftKey ? [stops[0], stops.at(-1)] : [stops.at(-1), stops[0]];
   if (document.activeElement !== from) return;
   event.preventDefault();
