@@ -21,7 +21,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     arq:job:R            string   as request          enqueue               arq          what arq runs: function and id
     arq:retry:R          string   as request          arq                   arq          how often arq has started it
     turns:MODEL          hash     1 day               enqueue claim         enqueue      whose turn it is: owner → next turn, '' → now
-    pace:MODEL           hash     1 day               end                   enqueue web  mean seconds of an answer
+    pace:MODEL           hash     1 day               end                   enqueue web  mean seconds of an answer, and to its first piece
     counts:MODEL         hash     kept                enqueue end …         web, status  what happened so far: accepted, ended:stop … → how often
     live:OWNER           set      as request          enqueue end           enqueue      ids that use up a user's share
     poisoned:{R}         hash     7 days              expire release end    people       what crashed 3 times or could not be read: why, prompt, job …
@@ -37,6 +37,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     share:ID             hash     as conversation     shares                web          owner, conversation, title, created, snapshot (msgpack)
     shares:OWNER         zset     as the last of them shares                web          share ids by creation (ms)
     retained             string   kept                web                   web          the days that all conversations were last given
+    presets:OWNER        hash     kept                presets               web          name → settings that a person saved (JSON)
     ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
@@ -78,6 +79,7 @@ PATTERNS = {
     "messages": "messages:%s",
     "deleted": "deleted:%s",
     "conversations": "conversations:%s",
+    "presets": "presets:%s",
     "archived": "archived:%s",
     "pinned": "pinned:%s",
     "tagged": "tagged:%s",
@@ -177,6 +179,11 @@ def deleted(conversation_id: str) -> str:
 def conversations(owner: str) -> str:
     """Conversations of an owner."""
     return _name("conversations", owner)
+
+
+def presets(owner: str) -> str:
+    """Settings that an owner saved by name."""
+    return _name("presets", owner)
 
 
 def archived(owner: str) -> str:

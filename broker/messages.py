@@ -393,6 +393,9 @@ class ModelCard:
     abilities: tuple[str, ...] = ()
     licence: str = ""
     description: str = ""
+    organisation: str = ""
+    link: str = ""  # a page about it
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # what the page's controls begin with
     rank: int = 0  # its place among models of one state: real ones come before those in the box
 
     def encode(self) -> bytes:

@@ -3,6 +3,7 @@
 Comes in: a worker's heartbeat. Goes out: the models with their state, queue and workers, for pickers and for people.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -37,6 +38,8 @@ class ModelState:
     waiting: int
     running: int
     workers: tuple[WorkerState, ...]
+    pace: float = 0  # seconds of an answer, on the average; 0: nobody knows
+    first: float = 0  # seconds from a worker's claim to the first piece; 0: nobody knows
     since: float = 0  # when the first worker offered it, in seconds since 1970; 0: nobody knows
 
     @property
@@ -51,6 +54,13 @@ class ModelState:
         """Answers that its workers write at once."""
         return int(sum(w.number("slots") for w in self.workers))
 
+    @property
+    def wait(self) -> float:
+        """Seconds until a worker would take what is asked now, if answers go on to take as long; 0: it would at once."""
+        if not self.slots or self.running + self.waiting < self.slots:
+            return 0
+        return (self.waiting + 1) * self.pace / self.slots
+
     def to_map(self) -> dict[str, Any]:
         """What pages and programs see of it."""
         return asdict(replace(self.card, state=self.state)) | {
@@ -59,6 +69,8 @@ class ModelState:
             "workers": len(self.workers),
             "slots": self.slots,
             "tokens_per_s": round(sum(w.number("tokens_per_s") for w in self.workers), 1),
+            "first_s": round(self.first, 1),
+            "wait_s": math.ceil(self.wait),
         }
 
 
@@ -140,6 +152,7 @@ async def models(broker: Broker) -> list[ModelState]:
             for card in cards:
                 pipe.zcard(keys.queue(card.name))
                 pipe.zcard(keys.running(card.name))
+                pipe.hmget(keys.pace(card.name), "seconds", "first")
             counts = await pipe.execute()
     served = [(worker, set(worker.models)) for worker in living]
     found = [
@@ -148,9 +161,11 @@ async def models(broker: Broker) -> list[ModelState]:
             waiting,
             running,
             tuple(w for w, names in served if card.name in names),
+            float(pace or 0),
+            float(first or 0),
             int(since.get(card.name.encode(), 0)) / 1000,
         )
-        for card, waiting, running in zip(cards, counts[::2], counts[1::2], strict=True)
+        for card, waiting, running, (pace, first) in zip(cards, counts[::3], counts[1::3], counts[2::3], strict=True)
     ]
     return sorted(
         found, key=lambda m: (("ready", "loading", "failed", "gone").index(m.state), m.card.rank, m.card.name.lower())

@@ -10,13 +10,14 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 from broker.errors import SetupError
+from broker.messages import NUMBERS, RANGES
 
 BUILT_IN = {
     "echo": "Repeats the prompt: for tests and development, no model behind it",
@@ -31,9 +32,20 @@ SCHEMES = ("http://", "https://")
 # What may stand in the file, for a model of either kind, and for both.
 REMOTE = {"url": str, "upstream": str, "key_env": str, "key_file": str, "context": int}
 LOCAL = {"source": str, "revision": str, "trust_remote_code": bool, "chat_template": str}
-KEYS: Mapping[str, type[Any]] = REMOTE | LOCAL | {"description": str, "licence": str}
+ABOUT = {"description": str, "licence": str, "organisation": str, "link": str}
+KEYS: Mapping[str, type[Any]] = REMOTE | LOCAL | ABOUT | {"defaults": dict}
 FILES = ("key_file", "chat_template")
-TYPES = {str: "a text in quotes", int: "a whole number", bool: "true or false"}
+TYPES = {str: "a text in quotes", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
+DEFAULTS: Mapping[str, tuple[Any, float, float]] = {  # what the page's controls may begin with: type, from, to
+    **{name: RANGES[name] for name in ("top_k", "min_p", "repetition_penalty", "min_tokens")},
+    **{name: RANGES[name] for name in ("presence_penalty", "frequency_penalty")},
+    "temperature": (int | float, 0, 2),
+    "top_p": (int | float, 0.01, 1),
+    "max_tokens": (int, 1, 1_000_000),
+    **{
+        name: (kind, 0, 0) for name, kind in (("ignore_eos", bool), ("thinking", bool), ("system", str), ("stop", list))
+    },
+}
 SECRETS = ("key", "api_key", "apikey", "token", "password", "secret")
 
 
@@ -52,6 +64,9 @@ class ModelSource:
     context: int = 0  # tokens; 0: the model or the server says it
     description: str = ""
     licence: str = ""
+    organisation: str = ""  # who made it
+    link: str = ""  # a page about it
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # what the page's controls begin with
     listed: bool = False  # it stands in the models file, where a worker finds it by its name
 
     @property
@@ -216,14 +231,17 @@ def _check_keys(name: str, raw: Any) -> None:
                 f"{key} does not stand in this file. Name the variable that holds the key with key_env, "
                 "or its file with key_file."
             )
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "defaults":
             raise SetupError(f'{key} is a table. A name with a dot needs quotes: [models."{name}.{key}"].')
         if key not in KEYS:
             raise SetupError(f"There is no {key}; there are {', '.join(KEYS)}.")
         if type(value) is not KEYS[key]:
             raise SetupError(f"{key} has to be {TYPES[KEYS[key]]}.")
-        if value == "" or (key == "context" and value < 1):
+        if value in ("", {}) or (key == "context" and value < 1):
             raise SetupError(f"{key} is {value!r}. Leave it out if there is nothing to say.")
+    if "link" in raw and not raw["link"].startswith(SCHEMES):
+        raise SetupError("link has to be the address of a page, like https://example.org/model.")
+    _check_defaults(raw.get("defaults", {}))
     if ("url" in raw) == ("source" in raw):
         raise SetupError("It needs url (of a server) or source (a folder, a hub id or a built-in), and not both.")
     kind, other = ("url", LOCAL) if "url" in raw else ("source", REMOTE)
@@ -233,6 +251,20 @@ def _check_keys(name: str, raw: Any) -> None:
         raise SetupError("key_env and key_file are two places for one key. Leave one of them out.")
     if not re.fullmatch(r"[A-Za-z_]\w*", raw.get("key_env", "_"), re.ASCII):
         raise SetupError("key_env has to be the name of an environment variable, and not the key itself.")
+
+
+def _check_defaults(given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        if key not in DEFAULTS:
+            raise SetupError(f"There is no defaults.{key}; there are {', '.join(DEFAULTS)}.")
+        kind, least, most = DEFAULTS[key]
+        if kind in NUMBERS:
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+                raise SetupError(f"defaults.{key} has to be {NUMBERS[kind]} from {least:g} to {most:g}.")
+        elif type(value) is not kind:
+            raise SetupError(f"defaults.{key} has to be {TYPES[kind]}.")
+    if any(type(text) is not str for text in given.get("stop", [])):
+        raise SetupError("defaults.stop has to be a list of texts in quotes.")
 
 
 def _check_name(name: str) -> None:

@@ -87,7 +87,7 @@ def _unended(parts: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
 
 def _stored(message: Asking) -> str:
     """The settings as they are kept with the conversation."""
-    return json.dumps(message.settings.model_dump(exclude_none=True, exclude_defaults=True), ensure_ascii=False)
+    return json.dumps(message.settings.stored, ensure_ascii=False)
 
 
 def _named(socket: "Socket", message: Asking, what: str) -> str:

@@ -20,6 +20,7 @@ from aiohttp import web
 from babel.messages.catalog import Catalog, Message
 from babel.messages.pofile import read_po, write_po
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.ext import extract_from_ast
 
 from broker.errors import FleetError, SetupError
 
@@ -73,8 +74,8 @@ def preferred(request: web.Request) -> Language:
         if language.tag == request.cookies.get(COOKIE):
             return language
     for tag in _accepted(request.headers.get("Accept-Language", "")):
-        if language := TAGS.get(tag) or TAGS.get("-".join(tag.split("-")[:2])):
-            return language
+        if found := TAGS.get(tag) or TAGS.get("-".join(tag.split("-")[:2])):
+            return found
         if tag.startswith("en-"):
             return ENGLISH
     return ENGLISH
@@ -104,7 +105,8 @@ def extract() -> Catalog:
     for name in environment.list_templates():
         assert environment.loader is not None
         source = environment.loader.get_source(environment, name)[0]
-        for line, _, sentence in environment.extract_translations(source):
+        for line, _, sentence in extract_from_ast(environment.parse(source)):
+            assert isinstance(sentence, str)
             catalog.add(sentence, locations=[(f"webapp/templates/{name}", line)])
     for node in sorted((files("webapp") / "static").iterdir(), key=lambda node: node.name):
         if node.name.endswith(".js"):
@@ -143,7 +145,7 @@ def _environment(language: Language, values: Mapping[str, object]) -> Environmen
         lstrip_blocks=True,
         extensions=["jinja2.ext.i18n"],
     )
-    known = {m.id: m.string for m in language.read() if isinstance(m.id, str) and m.id and m.string}
+    known = {m.id: m.string for m in language.read() if isinstance(m.id, str) and isinstance(m.string, str) and m.id}
     environment.install_gettext_callables(  # type: ignore[attr-defined]
         lambda text: known.get(text, text), lambda one, many, count: one if count == 1 else many, newstyle=True
     )

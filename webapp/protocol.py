@@ -65,7 +65,7 @@ class Settings(Closed):
     ignore_eos: bool | None = None
     structure: Form | None = None
     thinking: bool | None = None  # for models whose template knows enable_thinking
-    system: str = ""  # what comes before the conversation
+    system: str | None = None  # what comes before the conversation; "": nothing, also where the model has a default
 
     def sampling(self, seed: int) -> Sampling:
         """For the engine; `seed` unless the page sent one."""
@@ -84,7 +84,12 @@ class Settings(Closed):
     @property
     def opening(self) -> tuple[Message, ...]:
         """What every prompt begins with."""
-        return (Message("system", self.system),) if self.system.strip() else ()
+        return (Message("system", self.system),) if self.system and self.system.strip() else ()
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """As they are kept: what is absent stays absent."""
+        return self.model_dump(exclude_none=True)
 
 
 class File(Closed):
@@ -192,11 +197,29 @@ def parse(raw: Any) -> Ask | Regenerate | Continue | Resume | Stop:
     try:
         return _ANY.validate_python(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "message"
-        if first["type"] == "extra_forbidden":
-            raise BadRequest(f"The field {where} is not supported here.") from None
-        raise BadRequest(f"{where}: {first['msg']}.") from None
+        raise _refusal(error, 1) from None
+
+
+def parse_settings(raw: Any) -> Settings:
+    """The settings in `raw`, with which an ask would be taken.
+
+    Raises:
+        BadRequest: as `parse`.
+    """
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        raise _refusal(error, 0) from None
+    settings.sampling(0).check()
+    return settings
+
+
+def _refusal(error: ValidationError, depth: int) -> BadRequest:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"][depth:]) or "message"
+    if first["type"] == "extra_forbidden":
+        return BadRequest(f"The field {where} is not supported here.")
+    return BadRequest(f"{where}: {first['msg']}.")
 
 
 def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:

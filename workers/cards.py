@@ -22,6 +22,9 @@ def describe(model: ModelSource) -> ModelCard:
         model.name,
         licence=model.licence,
         description=model.description or BUILT_IN.get(model.source, ""),
+        organisation=model.organisation,
+        link=model.link,
+        defaults=model.defaults,
         rank=RANKS.get(model.source, 0),
     )
 
@@ -39,5 +42,8 @@ def _ready(described: ModelCard, card: ModelCard) -> ModelCard:
         progress=100,
         licence=described.licence or card.licence,
         description=described.description or card.description,
+        organisation=described.organisation,
+        link=described.link,
+        defaults=described.defaults,
         rank=described.rank,
     )

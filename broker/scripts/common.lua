@@ -193,9 +193,13 @@ local function finish(id, r, frame, reason, error)
     count(r.queue, 'tokens:' .. direction, math.floor(last.usage and tonumber(last.usage[tokens]) or 0))
   end
   if r.started and (last.reason == 'stop' or last.reason == 'length') then
-    local pace, seconds = K.pace(r.queue), (at - tonumber(r.started)) / 1000
-    local mean = tonumber(redis.call('HGET', pace, 'seconds') or seconds)
-    redis.call('HSET', pace, 'seconds', string.format('%.3f', mean + 0.1 * (seconds - mean)))
+    local pace = K.pace(r.queue)
+    local function note(what, seconds)
+      local mean = tonumber(redis.call('HGET', pace, what) or seconds)
+      redis.call('HSET', pace, what, string.format('%.3f', mean + 0.1 * (seconds - mean)))
+    end
+    note('seconds', (at - tonumber(r.started)) / 1000)
+    note('first', ((tonumber(r.first) or at) - tonumber(r.started)) / 1000)  -- an answer in one piece has none noted
     redis.call('PEXPIRE', pace, 86400000)
   end
   if r.conversation ~= '' then save_answer(id, r, last, at) end

@@ -112,8 +112,9 @@ async def test_another_model_answers_from_the_menu(visitor, tab, worker_in):
 
 
 async def test_an_answer_that_ended_too_early_goes_on(visitor, tab):
-    await tab.evaluate("localStorage.setItem('settings', JSON.stringify({max_tokens: 3}))")
-    await tab.reload()
+    await tab.get_by_role("button", name="Answer settings").click()
+    await tab.get_by_role("spinbutton", name="Token limit").fill("3")
+    await tab.keyboard.press("Escape")
     await visitor.ask("/echo 6")
     await expect(answers(tab).locator(".mark")).to_have_text("Ended at the token limit")
     await expect(visitor.answer).to_have_text("1 2 3")

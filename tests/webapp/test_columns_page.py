@@ -86,10 +86,10 @@ async def test_keeping_one_leads_back_to_it(both, tab):
 
 async def test_each_column_has_its_own_settings_and_model(both, tab):
     await column(tab, 1).get_by_role("button", name="Settings of this column").click()
-    await tab.locator("#max_tokens").fill("2")
+    await tab.get_by_role("spinbutton", name="Token limit").fill("2")
     await tab.keyboard.press("Escape")
     await column(tab, 0).get_by_role("button", name="Settings of this column").click()
-    await expect(tab.locator("#max_tokens")).to_have_value("")
+    await expect(tab.get_by_role("spinbutton", name="Token limit")).to_have_value("")
     await tab.keyboard.press("Escape")
     await column(tab, 0).get_by_role("button", name=re.compile("Model of column 1")).click()
     await tab.get_by_role("menuitem", name="parrot").press("Enter")
@@ -99,7 +99,7 @@ async def test_each_column_has_its_own_settings_and_model(both, tab):
     await expect(column(tab, 0).locator(".facts")).to_contain_text("parrot ·")
     await expect(column(tab, 0).locator(".versions-shown:visible")).to_have_text("1 / 2")
     await column(tab, 1).get_by_role("button", name="Settings of this column").click()
-    await expect(tab.locator("#max_tokens")).to_have_value("2")
+    await expect(tab.get_by_role("spinbutton", name="Token limit")).to_have_value("2")
 
 
 async def test_another_tab_has_the_same_columns(both, tab):

@@ -96,14 +96,19 @@ async def test_a_failing_worker_does_not_hide_that_another_is_ready(broker, work
 
 async def test_one_worker_advertises_all_its_models(broker, worker_in, tmp_path):
     listed = tmp_path / "models.toml"
-    listed.write_text('[models.b]\nsource = "echo"\ndescription = "The second"\nlicence = "MIT"\n')
+    listed.write_text(
+        '[models.b]\nsource = "echo"\ndescription = "The second"\nlicence = "MIT"\n'
+        'organisation = "Us"\nlink = "https://example.org"\ndefaults = { top_k = 5, stop = ["x"] }\n'
+    )
     async with worker_in(model="a=echo,b", models_file=listed):
         shown = await registry.models(broker)
         assert [(m.card.name, m.state, m.card.context) for m in shown] == [
             ("a", "ready", CONTEXT),
             ("b", "ready", CONTEXT),
         ]
-        assert (shown[1].card.description, shown[1].card.licence) == ("The second", "MIT")
+        card = shown[1].card
+        assert (card.description, card.licence, card.organisation) == ("The second", "MIT", "Us")
+        assert (card.link, card.defaults) == ("https://example.org", {"top_k": 5, "stop": ["x"]})
         (worker,) = await registry.workers(broker)
         assert worker.models == ["a", "b"]
         assert [m.to_map()["workers"] for m in shown] == [1, 1]

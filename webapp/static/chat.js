@@ -9,13 +9,14 @@ import { Announcer } from "./announce.js";
 import { loadMarkdown } from "./answer.js";
 import { Columns } from "./columns.js";
 import { Composer } from "./composer.js";
-import { $, copy, setText } from "./dom.js";
+import { $, setText } from "./dom.js";
 import { startFoot } from "./foot.js";
 import { Gauge } from "./gauge.js";
 import { Hero } from "./hero.js";
 import { t } from "./i18n.js";
 import { News } from "./news.js";
 import { Notice } from "./notice.js";
+import { valuesOf } from "./parameters.js";
 import { Picker, usable } from "./picker.js";
 import { obstacle } from "./sayings.js";
 import { SettingsPanel } from "./settings.js";
@@ -39,7 +40,7 @@ class ChatPage {
     busy: () => this.runs.size > 0, // what was asked comes first
     look: () => this.conversation && this.#reopen(this.#columns.follow(this.conversation)),
   });
-  settings = new SettingsPanel();
+  settings = new SettingsPanel({ say: (text) => this.#announcer.say(text), problem: (text) => this.notice(text) });
   picker = new Picker(() => this.#modelsChanged());
   #composer = new Composer({ send: () => this.#submit(), stop: () => this.#stop(), changed: () => this.changed(), problem: (text) => this.notice(text), say: (text) => this.#announcer.say(text) });
   #columns = new Columns(this);
@@ -59,8 +60,7 @@ class ChatPage {
     this.connection = new Connection(address, {
       models: (models) => {
         this.picker.update(models);
-        if (this.#wanted) this.picker.prefer(this.#wanted);
-        this.#wanted = "";
+        this.#askedFor();
       },
       event: (event) => this.#happened(event),
       accepted: (message) => this.#accepted(message),
@@ -71,10 +71,31 @@ class ChatPage {
     });
     this.#sidebar.refresh();
     this.#visit();
-    const text = new URLSearchParams(location.search).get("q");
-    if (text) this.#composer.write({ text });
+    this.#prefill();
     // An empty page loads no Markdown; the first sign of a person fetches it, long before the first answer.
     for (const sign of ["pointerdown", "keydown"]) addEventListener(sign, () => loadMarkdown().catch(() => {}), { once: true });
+  }
+
+  // ---- Links ----
+
+  /** `/?q=TEXT` writes into the message box and sends nothing: a link may come from anybody, and asking costs. */
+  #prefill() {
+    const text = new URLSearchParams(location.search).get("q");
+    if (location.search) history.replaceState(null, "", location.pathname);
+    if (!text) return;
+    this.#composer.write({ text });
+    this.#composer.focus();
+  }
+
+  /** `/?model=NAME`, as soon as the models are known. */
+  #askedFor() {
+    const name = this.#wanted;
+    this.#wanted = "";
+    if (!name) return;
+    const model = this.picker.find(name);
+    if (!model) this.notice(t("The link asks for a model called {model}, which is not here.", { model: name }));
+    else if (usable(model)) this.picker.prefer(name);
+    else this.notice(this.obstacle(model));
   }
 
   // ---- Input ----
@@ -93,10 +114,6 @@ class ChatPage {
     $("temporary").addEventListener("click", () => {
       this.#begin({ temporary: !this.temporary });
       this.#focus();
-    });
-    $("columns").addEventListener("click", (event) => {
-      const button = event.target.closest(".code-copy");
-      if (button) this.#copyCode(button);
     });
     startFoot();
     addEventListener("popstate", () => this.#visit());
@@ -133,12 +150,6 @@ class ChatPage {
   #focus() {
     // On a phone the keyboard comes up only when it is asked for.
     if (matchMedia("(pointer: fine)").matches) this.#composer.focus();
-  }
-
-  async #copyCode(button) {
-    await copy(button.closest(".code").querySelector("code").textContent, button);
-    button.textContent = t("Copied");
-    setTimeout(() => (button.textContent = t("Copy")), 1600);
   }
 
   // ---- What the columns ask of the page ----
@@ -179,7 +190,7 @@ class ChatPage {
 
   send(run) {
     const { conversation, temporary } = this;
-    this.connection.ask(run.toMessage({ conversation, temporary, settings: this.#columns.settingsOf(run.thread) }));
+    this.connection.ask(run.toMessage({ conversation, temporary, settings: valuesOf(this.#columns.choicesOf(run.thread), this.picker.find(run.model)) }));
   }
 
   /** Put something back into the message box, unless there is something in it. */
@@ -297,6 +308,7 @@ class ChatPage {
   }
 
   #modelsChanged() {
+    if (!this.#columns.many) this.settings.model = this.picker.model;
     this.#hero.show(this.picker.model, this.known);
     for (const thread of this.#columns.threads) thread.modelsChanged();
   }

@@ -47,20 +47,20 @@ export class Columns {
     return picker.models.find((model) => model.name === name) ?? (name ? { name, state: "gone" } : picker.model);
   }
 
-  /** The settings that a column asks with. */
-  settingsOf(thread) {
+  /** What was chosen for what a column asks. */
+  choicesOf(thread) {
     const column = this.#of(thread);
-    return !this.many || column === this.#edited ? this.#host.settings.values : (column?.settings ?? this.#host.settings.values);
+    return !this.many || column === this.#edited ? this.#host.settings.choices : (column?.settings ?? this.#host.settings.choices);
   }
 
   /** One more, with the same messages and another model. */
   async add() {
     if (this.list.length >= MOST) return;
-    if (!this.many) Object.assign(this.list[0], { model: this.#host.picker.model?.name ?? "", settings: this.#host.settings.values });
+    if (!this.many) Object.assign(this.list[0], { model: this.#host.picker.model?.name ?? "", settings: this.#host.settings.choices });
     const [first] = this.list;
     const taken = new Set(this.list.map(({ model }) => model));
     const free = this.#host.picker.models.find((model) => usable(model) && !taken.has(model.name));
-    const column = this.#insert({ model: free?.name ?? first.model, settings: this.settingsOf(first.thread) });
+    const column = this.#insert({ model: free?.name ?? first.model, settings: this.choicesOf(first.thread) });
     this.#arranged();
     this.#show(column);
     column.head.querySelector(".column-model").focus({ preventScroll: true });
@@ -72,12 +72,13 @@ export class Columns {
   /** Back to one. */
   choose(column) {
     const model = this.modelOf(column.thread);
-    const settings = this.settingsOf(column.thread);
+    const settings = this.choicesOf(column.thread);
     for (const other of this.list) if (other !== column) this.#drop(other);
     this.list = [column];
     this.#edited = null;
     this.#arranged();
     if (usable(model)) this.#host.picker.prefer(model.name);
+    this.#host.settings.model = this.#host.picker.model;
     this.#host.settings.show(settings);
     this.keep();
     this.#host.chosen(column.thread);
@@ -123,7 +124,7 @@ export class Columns {
     if (!conversation || temporary) return;
     const { [conversation]: before, ...others } = recall("columns", {});
     if (!this.many && !before) return;
-    const entry = this.many ? { [conversation]: this.list.map(({ thread, model }) => ({ leaf: thread.run?.request_id || thread.leaf, model, settings: this.settingsOf(thread) })) } : {};
+    const entry = this.many ? { [conversation]: this.list.map(({ thread, model }) => ({ leaf: thread.run?.request_id || thread.leaf, model, settings: this.choicesOf(thread) })) } : {};
     remember("columns", Object.fromEntries([...Object.entries(others).slice(1 - REMEMBERED), ...Object.entries(entry)]));
   }
 
@@ -207,8 +208,10 @@ export class Columns {
   #edit(column, button) {
     const { settings } = this.#host;
     if (this.#edited !== column) {
-      if (this.#edited) this.#edited.settings = settings.values;
-      settings.show(this.settingsOf(column.thread));
+      if (this.#edited) this.#edited.settings = settings.choices;
+      const choices = this.choicesOf(column.thread);
+      settings.model = this.modelOf(column.thread);
+      settings.show(choices);
       this.#edited = column;
     }
     settings.open(button);
@@ -226,7 +229,7 @@ export class Columns {
     this.list[0].scroller.prepend($("hero"));
     this.#tabs.hidden = !many;
     this.#tabs.replaceChildren(...(many ? this.list.map((column) => h("button", { type: "button", onclick: () => this.#show(column) })) : []));
-    $("picker").hidden = $("settings-open").hidden = many;
+    for (const id of ["picker", "settings-open", "presets-open"]) $(id).hidden = many;
     $("column-add").disabled = this.list.length >= MOST;
     this.refresh();
     this.#markTab();

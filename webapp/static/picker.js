@@ -1,31 +1,32 @@
 /**
- * The model picker: a button that opens a listbox, kept up to date while it is open.
+ * The model picker: a button that opens a list with a search field, kept up to date while it is open.
  *
  * Comes in: the server's list of models, whenever it changes. Goes out: `model`, the one to ask. What a person chose
  * stays chosen, even when its worker goes, and says so; what was chosen for them gives way to one that is ready.
  */
 
 import { $, h, placeUnder, setText } from "./dom.js";
-import { number, t } from "./i18n.js";
+import { n, number, t } from "./i18n.js";
 import { recall, remember } from "./store.js";
 
-const TYPING_MS = 700;
+const LONG_WAIT = 2; // seconds; a shorter one is not worth a word
+const PAGE = 5; // options
 
 /** Whether it takes questions now. */
 export function usable(model) {
   return model?.state === "ready" || model?.state === "loading";
 }
 
-/** A model's state in a word or two, where there is little room. */
-function shortState(model) {
-  return model.state === "ready" && model.waiting ? t("{count} waiting", { count: number(model.waiting) }) : stateText(model);
-}
-
 /** A model's state in words. */
 export function stateText({ state, progress, waiting }) {
+  const words = { ready: t("ready"), failed: t("failed"), gone: t("gone") };
   if (state === "loading") return t("loading {progress} %", { progress: progress || 0 });
-  if (state === "ready") return waiting ? t("ready, {count} waiting", { count: number(waiting) }) : t("ready");
-  return state === "failed" ? t("failed") : t("gone");
+  if (state === "ready" && waiting) return t("ready, {waiting}", { waiting: waitingText(waiting) });
+  return words[state] ?? state;
+}
+
+function waitingText(waiting) {
+  return n("{count} waiting", "{count} waiting", waiting);
 }
 
 export class Picker {
@@ -33,13 +34,14 @@ export class Picker {
   #button = $("picker");
   #panel = $("models-panel");
   #list = $("models");
+  #box = $("models-find");
   #options = new Map(); // name -> the parts of its option
+  #shown = []; // names, as they are listed
   #name = "";
   #chosen = false; // by a person, on this page
   #known = false;
+  #preferred = ""; // before the models were known
   #active = "";
-  #typed = "";
-  #typedAt = 0;
   #onchange;
 
   /** `onchange()` is called when the model, or what is known of it, has changed. */
@@ -53,17 +55,18 @@ export class Picker {
       this.#opened(); // at once: the toggle event comes later than a quick next key
     });
     this.#panel.addEventListener("toggle", (event) => this.#toggled(event.newState === "open"));
-    this.#list.addEventListener("keydown", (event) => this.#key(event));
+    this.#panel.addEventListener("keydown", (event) => this.#key(event));
+    this.#box.addEventListener("input", () => this.#search());
     this.#list.addEventListener("click", (event) => this.#choose(event.target.closest("[role=option]")?.dataset.name));
     this.#list.addEventListener("pointermove", (event) => {
       const name = event.target.closest("[role=option]")?.dataset.name;
-      if (name && name !== this.#active) this.#activate(name, false);
+      if (name && name !== this.#active) this.#activate(name);
     });
   }
 
   /** The chosen model as the server describes it; null if there is none. */
   get model() {
-    return this.models.find((model) => model.name === this.#name) ?? (this.#name ? { name: this.#name, state: "gone" } : null);
+    return this.find(this.#name) ?? (this.#name ? { name: this.#name, state: "gone" } : null);
   }
 
   /** Whether the first list has come. */
@@ -71,27 +74,33 @@ export class Picker {
     return this.#known;
   }
 
+  /** The model of this name as the server describes it, or undefined. */
+  find(name) {
+    return this.models.find((model) => model.name === name);
+  }
+
   /** The server's news. */
   update(models) {
-    const chats = models.filter((model) => model.kind === "chat");
+    this.models = models.filter((model) => model.kind === "chat");
     if (!this.#known) {
       const last = recall("model", "");
-      this.#chosen = chats.some((model) => model.name === last && usable(model));
+      this.#chosen = usable(this.find(last));
       if (this.#chosen) this.#name = last;
+      if (usable(this.find(this.#preferred))) this.#name = this.#preferred;
     }
     this.#known = true;
-    this.models = chats;
     if (!this.#chosen && !(this.model?.state === "ready")) {
-      const next = chats.find((model) => model.state === "ready") ?? chats.find(usable) ?? chats.find((model) => model.state === "failed");
+      const next = this.models.find((model) => model.state === "ready") ?? this.models.find(usable) ?? this.models.find((model) => model.state === "failed");
       if (next && (usable(next) || !usable(this.model))) this.#name = next.name;
       else if (!usable(this.model)) this.#name = "";
     }
     this.#show();
   }
 
-  /** A conversation was opened that this model answered last: go on with it, if it is there. */
+  /** A conversation was opened that this model answered last, or a link named it: go on with it, if it is there. */
   prefer(name) {
-    if (name === this.#name || !usable(this.models.find((model) => model.name === name))) return;
+    this.#preferred = name;
+    if (name === this.#name || !usable(this.find(name))) return;
     this.#name = name;
     this.#show();
   }
@@ -102,23 +111,25 @@ export class Picker {
   }
 
   #show() {
-    const model = this.model;
+    const { model } = this;
     setText($("picker-name"), model?.name ?? t("No model is running"));
-    setText($("picker-state"), model ? shortState(model) : "");
+    setText($("picker-state"), !model ? "" : model.state === "ready" && model.waiting ? waitingText(model.waiting) : stateText(model));
     $("picker-dot").dataset.state = model?.state ?? "gone";
-    this.#button.setAttribute("aria-label", model ? t("Model: {name}, {state}", { name: model.name, state: stateText(model) }) : t("No model is running"));
+    this.#button.setAttribute("aria-label", model ? t("Model: {model}, {state}", { model: model.name, state: stateText(model) }) : t("Model: none is running"));
     this.#fill();
     this.#onchange();
   }
 
   #fill() {
     const listed = this.#listed;
+    const words = this.#box.value.toLowerCase().split(/\s+/).filter(Boolean);
     const names = new Set(listed.map((model) => model.name));
     for (const [name, option] of this.#options) {
       if (names.has(name)) continue;
       option.element.remove();
       this.#options.delete(name);
     }
+    this.#shown = [];
     listed.forEach((model, i) => {
       let option = this.#options.get(model.name);
       if (!option) {
@@ -126,68 +137,80 @@ export class Picker {
         this.#options.set(model.name, option);
       }
       if (this.#list.children[i] !== option.element) this.#list.insertBefore(option.element, this.#list.children[i] ?? null);
+      const text = `${model.name} ${model.description ?? ""} ${model.organisation ?? ""}`.toLowerCase();
+      const found = words.every((word) => text.includes(word));
+      option.element.hidden = !found;
+      if (found) this.#shown.push(model.name);
       fillOption(option, model, model.name === this.#name);
     });
     $("models-empty").hidden = listed.length > 0;
-    this.#list.hidden = listed.length === 0;
-    if (this.#active && !names.has(this.#active)) this.#activate(listed[0]?.name ?? "", false);
+    $("models-search").hidden = listed.length === 0;
+    this.#list.hidden = this.#shown.length === 0;
+    setText($("models-none"), listed.length && !this.#shown.length ? t("No model matches “{text}”.", { text: this.#box.value.trim() }) : "");
+    if (this.#active && !this.#shown.includes(this.#active)) this.#activate(this.#shown[0] ?? "");
+  }
+
+  #search() {
+    this.#fill();
+    this.#activate(this.#shown[0] ?? "", true);
   }
 
   #toggled(open) {
     this.#button.setAttribute("aria-expanded", String(open));
-    if (!open) this.#activate("", false);
-    else if (!this.#active) this.#opened();
+    if (open && !this.#active) return this.#opened();
+    if (open) return;
+    this.#box.value = "";
+    this.#fill();
+    this.#activate("");
   }
 
   #opened() {
     placeUnder(this.#panel, this.#button);
-    this.#list.focus();
-    this.#activate(this.#options.has(this.#name) ? this.#name : (this.#listed[0]?.name ?? ""), true);
+    // On a phone the keyboard would cover the list.
+    (matchMedia("(pointer: fine)").matches && this.#shown.length ? this.#box : this.#list).focus();
+    this.#activate(this.#options.has(this.#name) ? this.#name : (this.#shown[0] ?? ""), true);
   }
 
-  #activate(name, scroll) {
+  /** `moved`: by a key, and not by a pointer that is on its way to somewhere else. */
+  #activate(name, moved = false) {
     this.#options.get(this.#active)?.element.classList.remove("active");
     this.#active = name;
     const option = this.#options.get(name)?.element;
     option?.classList.add("active");
-    if (option) this.#list.setAttribute("aria-activedescendant", option.id);
-    else this.#list.removeAttribute("aria-activedescendant");
-    if (scroll) option?.scrollIntoView({ block: "nearest" });
+    for (const element of [this.#box, this.#list]) {
+      if (option) element.setAttribute("aria-activedescendant", option.id);
+      else element.removeAttribute("aria-activedescendant");
+    }
+    if (!moved) return;
+    option?.scrollIntoView({ block: "nearest" });
+    this.#about(this.find(name));
+  }
+
+  /** Where more is to be read; not in the list, whose options can hold no links. */
+  #about(model) {
+    const about = $("models-about");
+    about.hidden = !/^https?:/.test(model?.link ?? "");
+    if (about.hidden) return;
+    about.replaceChildren(h("a", { href: model.link, target: "_blank", rel: "noreferrer noopener" }, t("About {model} at {place}", { model: model.name, place: new URL(model.link).host })));
   }
 
   #key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const names = this.#listed.map((model) => model.name);
-    const at = names.indexOf(this.#active);
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: names.length - 1, PageDown: at + 5, PageUp: at - 5 }[event.key];
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.target.closest("a, button")) return;
+    const at = this.#shown.indexOf(this.#active);
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + PAGE, PageUp: at - PAGE }[event.key];
     if (to !== undefined) {
       event.preventDefault();
-      this.#activate(names[Math.min(names.length - 1, Math.max(0, to))], true);
-    } else if (event.key === "Enter" || (event.key === " " && !this.#typing)) {
+      this.#activate(this.#shown[Math.min(this.#shown.length - 1, Math.max(0, to))] ?? "", true);
+    } else if (event.key === "Enter") {
       event.preventDefault();
       this.#choose(this.#active);
-    } else if (event.key === "Tab") {
+    } else if (event.key === "Tab" && $("models-about").hidden) {
       this.#panel.hidePopover();
-    } else if (event.key.length === 1) {
-      this.#type(event.key.toLowerCase(), names);
     }
   }
 
-  get #typing() {
-    return this.#typed && performance.now() - this.#typedAt < TYPING_MS;
-  }
-
-  #type(letter, names) {
-    this.#typed = this.#typing ? this.#typed + letter : letter;
-    this.#typedAt = performance.now();
-    const from = names.indexOf(this.#active) + (this.#typed.length === 1 ? 1 : 0);
-    const found = [...names.slice(from), ...names.slice(0, from)].find((name) => name.toLowerCase().startsWith(this.#typed));
-    if (found) this.#activate(found, true);
-  }
-
   #choose(name) {
-    const model = this.models.find((candidate) => candidate.name === name);
-    if (!usable(model)) return;
+    if (!usable(this.find(name))) return;
     this.#name = name;
     this.#chosen = true;
     remember("model", name);
@@ -206,13 +229,14 @@ function newOption(name) {
     text: h("p", { class: "option-text" }),
     progress: h("progress", { max: 100, "aria-hidden": "true", hidden: true }),
     facts: h("p", { class: "option-facts" }),
+    load: h("p", { class: "option-facts" }),
   };
   const top = h("div", { class: "option-top" }, parts.dot, h("span", { class: "option-name" }, name), parts.state);
-  parts.element = h("li", { class: "option", role: "option", id: `model-${++count}`, "data-name": name }, top, parts.progress, parts.text, parts.facts);
+  parts.element = h("li", { class: "option", role: "option", id: `model-${++count}`, "data-name": name }, top, parts.progress, parts.text, parts.facts, parts.load);
   return parts;
 }
 
-function fillOption({ element, dot, state, text, progress, facts }, model, selected) {
+function fillOption({ element, dot, state, text, progress, facts, load }, model, selected) {
   element.setAttribute("aria-selected", String(selected));
   element.setAttribute("aria-disabled", String(!usable(model)));
   dot.dataset.state = model.state;
@@ -221,13 +245,29 @@ function fillOption({ element, dot, state, text, progress, facts }, model, selec
   progress.value = model.progress || 0;
   setText(text, model.state === "failed" ? model.why || t("It could not be loaded.") : model.description || "");
   setText(facts, modelFacts(model));
+  setText(load, model.state === "ready" ? loadFacts(model) : "");
 }
 
-function modelFacts({ parent, context, licence, workers }) {
-  const parts = [];
-  if (parent) parts.push(t("on {parent}", { parent }));
-  if (context) parts.push(t("{count} tokens of context", { count: number(context) }));
-  if (workers > 1) parts.push(t("{count} workers", { count: number(workers) }));
-  if (licence) parts.push(licence);
-  return parts.join(" · ");
+/** What it is. */
+function modelFacts({ parent, organisation, context, licence }) {
+  return [organisation, context && t("{context} context", { context: shortCount(context) }), licence, parent && t("on {model}", { model: parent })].filter(Boolean).join(" · ");
+}
+
+/** How it does now. */
+function loadFacts({ workers, tokens_per_s, first_s, wait_s }) {
+  return [
+    workers > 1 && n("{count} worker", "{count} workers", workers),
+    tokens_per_s >= 1 && t("{count} tokens/s", { count: number(tokens_per_s) }),
+    first_s > 0 && t("first word after {seconds} s", { seconds: number(first_s, 1) }),
+    wait_s > LONG_WAIT && t("about {seconds} s to wait", { seconds: number(wait_s) }),
+  ]
+    .filter(Boolean)
+    .join(" · ");
+}
+
+/** 32768 as 32k, the way that people speak of contexts. */
+function shortCount(tokens) {
+  if (tokens < 1000) return number(tokens);
+  const unit = tokens % 1024 === 0 ? 1024 : 1000;
+  return tokens < unit * 1000 ? `${number(Math.round(tokens / unit))}k` : `${number(tokens / unit ** 2, 1)}M`;
 }

@@ -1,79 +1,86 @@
-/** Temperature, top-p and the token limit: a popover, kept in this browser. */
+/**
+ * The settings of what is asked next: the choices, and the buttons in the bar that show that there are some.
+ *
+ * The panel itself comes when somebody opens it, see panel.js.
+ */
 
-import { $, placeUnder, setText } from "./dom.js";
+import { $ } from "./dom.js";
 import { t } from "./i18n.js";
-import { recall, remember } from "./store.js";
+import { choicesIn, defaultsOf, same, valuesOf } from "./parameters.js";
 
-const DEFAULTS = { temperature: 0.7, top_p: 1, max_tokens: null };
-
-/** The controls; `values` is what an ask carries. */
 export class SettingsPanel {
-  values = { ...DEFAULTS, ...recall("settings", {}) };
-  #opener = $("settings-open");
+  #choices = {};
+  #model = null;
+  #panel = null;
+  #options;
 
-  constructor() {
-    const panel = $("settings");
-    panel.addEventListener("toggle", (event) => {
-      const open = event.newState === "open";
-      this.#opener.setAttribute("aria-expanded", String(open));
-      if (open) placeUnder(panel, this.#opener);
-      else this.#opener = $("settings-open");
-    });
-    panel.addEventListener("input", () => this.#read());
-    panel.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || !event.target.matches("input") || !event.target.reportValidity()) return;
-      event.preventDefault(); // closing moves the focus to the button, which the same key would press
-      panel.hidePopover();
-    });
-    panel.addEventListener("beforetoggle", (event) => event.newState === "closed" && this.#show()); // only what counts stays
-    $("settings-reset").addEventListener("click", () => {
-      this.values = { ...DEFAULTS };
-      this.#keep();
-      this.#show();
-    });
-    this.#show();
+  /** `options`: say(text) for screen readers, problem(text). */
+  constructor(options) {
+    this.#options = options;
+    $("settings-open").addEventListener("click", () => this.open($("settings-open")));
+    $("system-set").addEventListener("click", () => this.open($("system-set"), "system"));
+    $("presets-open").addEventListener("click", () => this.presets($("presets-open")));
+    this.#mark();
+  }
+
+  /** What was chosen in this conversation. */
+  get choices() {
+    return this.#choices;
+  }
+
+  set choices(choices) {
+    this.#choices = choices;
+    this.#changed();
+  }
+
+  /** What an ask carries: no field that is as it is built in. */
+  get values() {
+    return valuesOf(this.#choices, this.#model);
+  }
+
+  /** The model whose defaults count, as the server describes it. */
+  get model() {
+    return this.#model;
+  }
+
+  set model(model) {
+    if (model?.name === this.#model?.name && same(model?.defaults, this.#model?.defaults)) return;
+    // What the model before had by itself is nothing that a person chose.
+    if (this.#model) this.#choices = choicesIn(this.#choices, this.#model);
+    this.#model = model;
+    this.#choices = choicesIn(this.#choices, model);
+    this.#changed();
   }
 
   /** Show a conversation's values; null shows those that new chats begin with. */
   show(values) {
-    this.values = { ...DEFAULTS, ...(values ?? recall("settings", {})) };
-    this.#show();
+    this.choices = this.#model ? choicesIn(values ?? {}, this.#model) : (values ?? {});
   }
 
-  /** Open it under another button than its own. */
-  open(button) {
-    this.#opener = button;
-    $("settings").showPopover();
+  /** Open the panel under a button, which opens and closes it from then on; the focus goes to a field if one is named. */
+  async open(button, field = "") {
+    const { Panel } = await import("./panel.js");
+    this.#panel ??= new Panel(this, this.#options);
+    this.#panel.open(button, field);
   }
 
-  #read() {
-    const limit = $("max_tokens");
-    this.values = {
-      ...this.values,
-      temperature: Number($("temperature").value),
-      top_p: Number($("top_p").value),
-      max_tokens: limit.value !== "" && limit.validity.valid ? Number(limit.value) : null,
-    };
-    this.#keep();
-    this.#label();
+  /** The menu of presets under a button. */
+  async presets(button) {
+    const { openPresets } = await import("./presets.js");
+    openPresets(button, this, this.#options);
   }
 
-  #keep() {
-    remember("settings", this.values);
+  #changed() {
+    this.#panel?.show();
+    this.#mark();
   }
 
-  #show() {
-    $("temperature").value = this.values.temperature;
-    $("top_p").value = this.values.top_p;
-    $("max_tokens").value = this.values.max_tokens ?? "";
-    this.#label();
-  }
-
-  #label() {
-    setText($("temperature-shown"), String(this.values.temperature));
-    setText($("top_p-shown"), String(this.values.top_p));
-    const changed = Object.keys(DEFAULTS).some((name) => this.values[name] !== DEFAULTS[name]);
+  #mark() {
+    const changed = Object.keys(this.#choices).length > 0;
     $("settings-open").classList.toggle("changed", changed);
     $("settings-open").setAttribute("aria-label", changed ? t("Answer settings, changed") : t("Answer settings"));
+    const system = this.#choices.system ?? defaultsOf(this.#model).system;
+    $("system-set").hidden = !system.trim();
+    $("system-set").title = system.slice(0, 200);
   }
 }
