@@ -84,13 +84,14 @@ async def show(
 
 
 async def choose(broker: Broker, conversation_id: str, owner: str, leaf: str) -> None:
-    """Remember the message that is shown last.
+    """Remember the message that is shown last, or the question of an answer under way.
 
     Raises:
         NoSuchConversation, BadRequest
     """
-    _, messages = await load(broker, conversation_id, owner)
-    path(messages, leaf)
+    _, messages, running = await _load(broker, conversation_id, owner)
+    leaf = {run.request_id: run.message for run in running}.get(leaf, leaf)
+    path(dict(messages), leaf)
     async with redis_errors():
         await broker.redis.hset(keys.conversation(conversation_id), "leaf", leaf)
 

@@ -21,6 +21,7 @@ from webapp import (
     health,
     pages,
     presets,
+    sandbox,
     shares,
     sockets,
     statics,
@@ -95,6 +96,7 @@ def create_app(config: Config) -> web.Application:
             web.get("/livez", health.livez, name="livez"),
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),
+            web.get("/sandbox/{kind}", sandbox.show, name="sandbox"),
             web.get("/static/{version}/{path:.+}", statics.serve, name="static"),
         ]
     )

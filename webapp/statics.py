@@ -1,9 +1,11 @@
 """The page's own files, read once and served from memory, compressed, under an address that changes with them."""
 
+import asyncio
 import gzip
 import hashlib
 import mimetypes
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -20,13 +22,17 @@ TYPES = {
 FOR_EVER = "public, max-age=31536000, immutable"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StaticFile:
     """A file and its gzip form."""
 
     content_type: str
     body: bytes
-    zipped: bytes
+
+    @cached_property
+    def zipped(self) -> bytes:
+        """Made when first asked for: of all files it takes half a second, and few visitors need the large ones."""
+        return gzip.compress(self.body, mtime=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +69,17 @@ async def serve(request: web.Request) -> web.Response:
     if request.match_info["version"] == statics.version:
         headers["Cache-Control"] = FOR_EVER
     body = file.body
-    if "gzip" in request.headers.get("Accept-Encoding", "") and len(file.zipped) < len(body):
-        headers["Content-Encoding"], body = "gzip", file.zipped
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        zipped = await asyncio.to_thread(lambda: file.zipped)
+        if len(zipped) < len(body):
+            headers["Content-Encoding"], body = "gzip", zipped
     return web.Response(body=body, content_type=file.content_type, headers=headers)
 
 
 def _file(path: str, body: bytes) -> StaticFile:
     suffix = "." + path.rpartition(".")[2]
     content_type = TYPES.get(suffix) or mimetypes.guess_type(path)[0] or "application/octet-stream"
-    return StaticFile(content_type, body, gzip.compress(body, mtime=0))
+    return StaticFile(content_type, body)
 
 
 def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Traversable]]:

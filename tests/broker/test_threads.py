@@ -116,6 +116,14 @@ async def test_the_branch_that_was_chosen_is_shown_next_time(broker):
     assert [i for i, _ in await shown(broker, conversation)] == ["q1", "b1"]
 
 
+async def test_the_branch_of_an_answer_under_way_may_be_chosen(broker):
+    conversation = await store(broker, TREE)
+    asked = request(owner="anna")
+    await queues.enqueue(broker, asked, Turn(conversation, "q2"))
+    await threads.choose(broker, conversation, "anna", asked.request_id)
+    assert [i for i, _ in await shown(broker, conversation)] == ["q1", "a1", "q2"]
+
+
 async def test_deleting_takes_what_is_below_and_shows_another_version(broker):
     conversation = await store(broker, TREE)
     assert await threads.delete(broker, conversation, "anna", "a1") == "b1"

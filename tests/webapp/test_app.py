@@ -137,8 +137,27 @@ def test_vendored_libraries_are_what_they_say():
 
 async def test_the_page_weighs_less_than_250_kb_compressed(site):
     total = sum(min(len(f.zipped), len(f.body)) for f in site.app[STATICS].found.values())
-    heavy = sum(len(f.zipped) for p, f in site.app[STATICS].found.items() if "katex" in p)
+    heavy = sum(len(f.zipped) for p, f in site.app[STATICS].found.items() if "katex" in p or "mermaid" in p)
     assert total - heavy < 250_000
+
+
+@pytest.mark.parametrize("kind", ["diagram", "picture"])
+async def test_a_sandbox_has_a_policy_of_its_own(browser, kind):
+    policies = []
+    for _ in range(2):
+        async with browser.get(f"/sandbox/{kind}") as response:
+            assert response.status == 200
+            text, policy = await response.text(), response.headers["Content-Security-Policy"]
+        policies.append(policy)
+        (nonce,) = set(re.findall(r'nonce="([^"]+)"', text))
+        assert f"script-src 'nonce-{nonce}';" in policy
+        for part in ("default-src 'none'", "frame-ancestors 'self'", "sandbox allow-scripts"):
+            assert part in policy
+        assert "connect-src" not in policy
+        assert ("img-src" in policy) == (kind == "picture")
+    assert policies[0] != policies[1]
+    async with browser.get("/sandbox/other") as response:
+        assert response.status == 404
 
 
 async def test_a_page_answers_while_redis_is_away(site, browser):

@@ -104,9 +104,12 @@ export class AnswerView {
 
   /** What is there so far. */
   grow(content) {
-    this.element.classList.add("growing");
-    this.element.setAttribute("aria-busy", "true");
-    this.#wait.hidden = true;
+    // Only what differs: any attribute that is set costs a frame, and this comes forty times a second.
+    if (!this.element.classList.contains("growing") || !this.#wait.hidden) {
+      this.element.classList.add("growing");
+      this.element.setAttribute("aria-busy", "true");
+      this.#wait.hidden = true;
+    }
     this.#fill(content, false);
   }
 
@@ -144,7 +147,7 @@ export class AnswerView {
   #fill({ text, reasoning = "", calls = [], thought = 0 }, whole) {
     this.text = text;
     const thinking = !whole && !text && !calls.length;
-    this.#thinking.hidden = !reasoning;
+    if (this.#thinking.hidden === Boolean(reasoning)) this.#thinking.hidden = !reasoning;
     this.#thinking.classList.toggle("live", thinking);
     setText(this.#thoughtsTitle, thinking ? t("Thinking…") : thought >= THOUGHT_SECONDS ? t("Thought for {time}", { time: duration(thought) }) : t("Thoughts"));
     setText(this.#thoughts, reasoning);

@@ -9,7 +9,7 @@ import { Announcer } from "./announce.js";
 import { loadMarkdown } from "./answer.js";
 import { Columns } from "./columns.js";
 import { Composer } from "./composer.js";
-import { $, copy, setText } from "./dom.js";
+import { $, setText } from "./dom.js";
 import { Gauge } from "./gauge.js";
 import { Hero } from "./hero.js";
 import { t } from "./i18n.js";
@@ -115,10 +115,6 @@ class ChatPage {
       this.#begin({ temporary: !this.temporary });
       this.#focus();
     });
-    $("columns").addEventListener("click", (event) => {
-      const button = event.target.closest(".code-copy");
-      if (button) this.#copyCode(button);
-    });
     $("theme").addEventListener("click", () => this.#nextTheme());
     this.#labelTheme(document.documentElement.dataset.theme ?? "auto");
     addEventListener("popstate", () => this.#visit());
@@ -155,12 +151,6 @@ class ChatPage {
   #focus() {
     // On a phone the keyboard comes up only when it is asked for.
     if (matchMedia("(pointer: fine)").matches) this.#composer.focus();
-  }
-
-  async #copyCode(button) {
-    await copy(button.closest(".code").querySelector("code").textContent, button);
-    button.textContent = t("Copied");
-    setTimeout(() => (button.textContent = t("Copy")), 1600);
   }
 
   // ---- What the columns ask of the page ----

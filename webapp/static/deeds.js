@@ -33,6 +33,7 @@ async function turn(thread, node, step) {
   const at = node.versions.indexOf(node.id) + step;
   const id = node.versions[at];
   const above = thread.nodes[thread.nodes.indexOf(node) - 1]?.view.element ?? thread.scroller;
+  await thread.remember(id); // first: who reads the conversation now shall not come back to where it was
   try {
     if (!(await thread.open({ leaf: id, count: MOST, around: above }))) return;
   } catch (error) {
@@ -42,7 +43,6 @@ async function turn(thread, node, step) {
   shown?.focusVersions(step);
   thread.say(t("Version {at} of {count}", { at: at + 1, count: node.versions.length }));
   thread.host.moved();
-  thread.remember();
 }
 
 /** Rate it, or take the same rating back; then there is a place for a note. */

@@ -3,93 +3,34 @@
  *
  * A text grows at its end, and so do its top-level blocks: all but the last can no longer change. LiveMarkdown therefore
  * renders closed blocks once and only the open one again, and patches the page instead of replacing it, so that nothing
- * flickers and a selection stays. Everything passes DOMPurify, although markdown-it lets no HTML through.
+ * flickers and a selection stays.
  */
 
-import markdownit from "./vendor/markdown-it/markdown-it.esm.min.js";
-import "./vendor/dompurify/purify.min.js";
-import { mathRules } from "./math.js";
+import { press } from "./controls.js";
+import { newKnowledge, parse, render } from "./flavour.js";
+import { typeset } from "./math.js";
 
-const { DOMPurify } = globalThis;
 const PAUSE_MS = 50; // between two renderings of the open block
-const PATIENCE = 4; // and never more than a fifth of the time
-
-const md = markdownit({ html: false, linkify: true, breaks: true });
-md.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
-md.use(mathRules);
-const escape = md.utils.escapeHtml;
-
-// The page's own headings come first: an answer's begin at the third level.
-for (const rule of ["heading_open", "heading_close"]) {
-  md.renderer.rules[rule] = (tokens, i, options, env, self) => {
-    const level = Number(tokens[i].tag.slice(1));
-    tokens[i].tag = `h${Math.min(6, level + 2)}`;
-    return self.renderToken(tokens, i, options);
-  };
-}
-
-// Inline styles are forbidden by the page's policy: the alignment of a column becomes a class.
-for (const rule of ["th_open", "td_open"]) {
-  md.renderer.rules[rule] = (tokens, i, options, env, self) => {
-    const aligned = /text-align:(\w+)/.exec(tokens[i].attrGet("style") ?? "");
-    tokens[i].attrs = aligned ? [["class", `align-${aligned[1]}`]] : null;
-    return self.renderToken(tokens, i, options);
-  };
-}
-md.renderer.rules.table_open = () => '<div class="table" role="region" aria-label="Table" tabindex="0"><table>';
-md.renderer.rules.table_close = () => "</table></div>";
-
-md.renderer.rules.fence = (tokens, i) => codeBlock(tokens[i].content, tokens[i].info.trim().split(/\s+/)[0]);
-md.renderer.rules.code_block = (tokens, i) => codeBlock(tokens[i].content, "");
-
-// A picture from elsewhere would tell that place who reads; a link tells it only when it is followed.
-md.renderer.rules.image = (tokens, i, options, env, self) => {
-  const token = tokens[i];
-  const source = token.attrGet("src") ?? "";
-  const label = self.renderInlineAsText(token.children ?? [], options, env);
-  if (source.startsWith("data:")) return `<img src="${escape(source)}" alt="${escape(label)}">`;
-  return `<a class="picture" href="${escape(source)}">Picture: ${escape(label || source)}</a>`;
-};
-
-function codeBlock(code, language) {
-  const name = escape(language);
-  return (
-    `<div class="code"><div class="code-bar"><span>${name || "text"}</span>` +
-    '<button type="button" class="code-copy">Copy</button></div>' +
-    `<pre tabindex="0"><code${name ? ` data-language="${name}"` : ""}>${escape(code)}</code></pre></div>`
-  );
-}
-
-const purifier = DOMPurify();
-const ALLOWED = {
-  ALLOWED_TAGS: [
-    ..."a blockquote br button code del div em h3 h4 h5 h6 hr img li ol p pre s span strong".split(" "),
-    ..."table tbody td th thead tr ul".split(" "),
-  ],
-  ALLOWED_ATTR: ["href", "src", "alt", "title", "class", "start", "type", "role", "aria-label", "tabindex"],
-  ALLOW_ARIA_ATTR: false,
-  RETURN_DOM_FRAGMENT: true,
-};
-purifier.addHook("afterSanitizeAttributes", (node) => {
-  if (node.tagName !== "A") return;
-  if (!/^(https?:|mailto:)/i.test(node.getAttribute("href") ?? "")) node.removeAttribute("href");
-  node.setAttribute("target", "_blank");
-  node.setAttribute("rel", "noopener noreferrer");
-});
+const PATIENCE = 3; // and, with layout and paint, never more than a quarter of the time
+const COLOURS_MS = 1000; // between two colourings of code that grows
 
 /** A text's Markdown inside one element; `set` it as often as you like while it grows, then `finish` it. */
 export class LiveMarkdown {
+  static #made = 0;
+  #prefix = `note-${++LiveMarkdown.#made}-`; // of this text's ids
   #element;
   #text = "";
   #offset = 0; // of the first character that is not in a closed block
   #closed = 0; // elements of closed blocks
-  #references = {}; // link definitions of closed blocks
+  #known = newKnowledge(this.#prefix); // from closed blocks
   #timer = 0;
   #cost = 0;
   #last = 0;
+  #colourAt = 0;
 
   constructor(element) {
     this.#element = element;
+    press(element);
   }
 
   /** The text so far. Rendered soon, at most about twenty times a second. */
@@ -103,8 +44,10 @@ export class LiveMarkdown {
   /** The whole text; rendered at once. */
   finish(text) {
     this.#take(text);
+    const begun = this.#offset;
     this.#render(false);
-    if (Object.keys(this.#references).length) this.#again(); // a definition may stand after its use
+    // A definition may stand after its use, and of a note that was expected there may be none.
+    if (begun && (Object.keys(this.#known.references).length || this.#known.notes.found.size)) this.#again();
     enhance(this.#element);
   }
 
@@ -116,15 +59,12 @@ export class LiveMarkdown {
 
   #reset() {
     this.#offset = this.#closed = 0;
-    this.#references = {};
+    this.#known = newKnowledge(this.#prefix);
   }
 
   #again() {
     this.#reset();
-    const env = { references: this.#references };
-    patch(this.#element, 0, clean(md.render(this.#text, env)));
-    this.#closed = this.#element.childElementCount;
-    this.#offset = this.#text.length;
+    this.#render(false);
   }
 
   #render(open) {
@@ -132,26 +72,39 @@ export class LiveMarkdown {
     this.#timer = 0;
     const begun = performance.now();
     let tail = this.#text.slice(this.#offset);
-    const length = open ? closedLength(md.parse(tail, this.#env(open)), tail) : tail.length;
+    const length = open ? closedLength(parse(tail, this.#env(true)), tail) : tail.length;
+    const blocks = document.createDocumentFragment();
     if (length) {
-      const env = { references: this.#references };
-      const blocks = clean(md.render(tail.slice(0, length), env));
-      const count = blocks.childElementCount;
-      tail = tail.slice(length);
-      blocks.append(clean(md.render(tail, this.#env(open))));
-      patch(this.#element, this.#closed, blocks);
-      for (let i = this.#closed; i < this.#closed + count; i++) enhance(this.#element.children[i]);
-      this.#closed += count;
+      blocks.append(render(tail.slice(0, length), { ...this.#known, growing: open }));
       this.#offset += length;
-    } else {
-      patch(this.#element, this.#closed, clean(md.render(tail, this.#env(open))));
+      tail = tail.slice(length);
     }
+    const from = this.#closed;
+    this.#closed += blocks.childElementCount;
+    if (tail) blocks.append(render(tail, this.#env(open)));
+    patch(this.#element, from, blocks);
+    for (let i = from; i < this.#closed; i++) enhance(this.#element.children[i]);
+    if (open) this.#colourOpen();
     this.#last = performance.now();
-    this.#cost = this.#last - begun;
+    setTimeout(() => {
+      this.#last = performance.now(); // the frame has been painted
+      this.#cost = this.#last - begun;
+    });
   }
 
+  /** For what may still change: it sees the definitions so far, and its own are forgotten. */
   #env(open) {
-    return { references: { ...this.#references }, open };
+    return { ...structuredClone(this.#known), open, growing: open };
+  }
+
+  /** Colours for long code before it is complete, now and then. */
+  #colourOpen() {
+    const code = this.#element.lastElementChild?.querySelector(":scope > pre > code[data-language]");
+    if (!code || performance.now() < this.#colourAt || getSelection().type === "Range") return; // a selection stays
+    this.#colourAt = Infinity;
+    import("./code.js")
+      .then(({ colour }) => colour(code, true))
+      .then((cost) => (this.#colourAt = performance.now() + Math.max(COLOURS_MS, 20 * cost)), () => {});
   }
 }
 
@@ -167,22 +120,16 @@ function closedLength(tokens, tail) {
   return lines[last ?? 0];
 }
 
-function clean(html) {
-  const fragment = purifier.sanitize(html, ALLOWED);
-  for (const node of [...fragment.childNodes]) if (node.nodeType !== Node.ELEMENT_NODE) node.remove();
-  return fragment;
-}
-
 /** Colour the code and set the formulas of a block that will not change any more; both are loaded when first needed. */
 function enhance(element) {
-  const codes = element.querySelectorAll("code[data-language]:not([data-coloured])");
-  if (codes.length) import("./code.js").then(({ colour }) => codes.forEach(colour));
+  const codes = element.querySelectorAll("code[data-language]:not([data-coloured=whole])");
+  if (codes.length) import("./code.js").then(({ colour }) => codes.forEach((code) => colour(code)));
   formulas(element);
 }
 
 function formulas(element) {
   if (element.matches(".math:not([data-set])") || element.querySelector(".math:not([data-set])")) {
-    import("./math.js").then(({ typeset }) => typeset(element.parentElement ?? element));
+    typeset(element.parentElement ?? element);
   }
 }
 
@@ -211,9 +158,16 @@ function syncText(node, text) {
 }
 
 function morph(old, fresh) {
-  // A formula that is set, or code that is coloured, stays as long as its source is the same.
+  // What was made of a source (a formula, a diagram, a picture, colours) stays as long as that is the same.
   if (old.dataset.tex !== undefined && old.dataset.tex === fresh.dataset.tex && old.className === fresh.className) return;
-  if (old.dataset.coloured !== undefined && old.textContent === fresh.textContent) return;
+  if (old.dataset.kept !== undefined && old.dataset.kept === (fresh.dataset.address ?? fresh.querySelector("code")?.textContent)) return;
+  if (old.dataset.coloured !== undefined && fresh.textContent.startsWith(old.textContent)) {
+    const more = fresh.textContent.slice(old.textContent.length);
+    if (!more) return;
+    old.append(more);
+    old.dataset.coloured = "";
+    return;
+  }
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   sync(old, [...old.childNodes], [...fresh.childNodes]);

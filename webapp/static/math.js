@@ -17,9 +17,9 @@ export function mathRules(md) {
   md.renderer.rules.formula_block = (tokens, i) => element("div", tokens[i], tokens[i].meta.open ? " display open" : " display");
 }
 
-/** Set the formulas under `root` that are not set yet. */
+/** Set the formulas under `root` that are not set yet; at once, if KaTeX is there: before they have been painted. */
 export async function typeset(root) {
-  await import("./vendor/katex/katex.min.js");
+  if (!globalThis.katex) await import("./vendor/katex/katex.min.js");
   for (const element of root.querySelectorAll(".math:not(.open):not([data-set])")) {
     element.dataset.set = "";
     const html = globalThis.katex.renderToString(element.dataset.tex, {
@@ -47,8 +47,9 @@ function inlineFormula(state, silent) {
   const end = closingAt(src, start, state.posMax, CLOSING[opening]);
   if (end < 0) return false;
   const tex = src.slice(start, end);
-  // $5 and $10 is money: an opening dollar touches what follows, a closing one what precedes and no digit after it.
-  if (opening === "$" && (/^\s|\s$/.test(tex) || /\d/.test(src[end + 1] ?? ""))) return false;
+  // $5 and US$10 is money, $A:$B are variables: a formula's dollars touch it, and on the outside no letter and no digit.
+  if (opening === "$" && (/^\s|\s$/.test(tex) || /\w/.test(src[pos - 1] ?? "") || /\w/.test(src[end + 1] ?? ""))) return false;
+  if (opening === "\\[" && src[end + 2] === "(") return false; // \[no link\](…)
   if (!tex.trim()) return false;
   if (!silent) {
     const token = state.push("formula", "", 0);
@@ -76,7 +77,7 @@ function blockFormula(state, startLine, endLine, silent) {
   let closed = false;
   let line = startLine;
   for (; line < endLine && !closed; line++) {
-    if (line > startLine && state.sCount[line] < state.blkIndent && !state.isEmpty(line)) break;
+    if (line > startLine && (state.isEmpty(line) || state.sCount[line] < state.blkIndent)) return false; // as in LaTeX
     let text = line === startLine ? first.slice(2) : state.getLines(line, line + 1, state.blkIndent, false);
     const end = text.indexOf(closing);
     if (end >= 0) {

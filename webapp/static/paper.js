@@ -1,6 +1,6 @@
 /** A conversation on a page of its own, shared or to be printed: its Markdown is set, its time written as people do. */
 
-import { $, copy } from "./dom.js";
+import { $ } from "./dom.js";
 import { LiveMarkdown } from "./markdown.js";
 
 for (const element of document.querySelectorAll(".md")) {
@@ -18,8 +18,4 @@ if (print) {
   print.addEventListener("click", () => window.print());
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));
-$("paper").addEventListener("click", (event) => {
-  const button = event.target.closest(".code-copy");
-  if (button) copy(button.closest(".code").querySelector("code").textContent, button);
-});
 document.documentElement.dataset.ready = "";

@@ -143,8 +143,8 @@ export class Writing extends Path {
   }
 
   /** Have the server show this path when the conversation is opened again. */
-  remember() {
-    if (this.host.temporary || !this.leaf || this.run) return;
-    call("PUT", `/conversations/${this.host.conversation}/leaf`, { leaf: this.leaf }).catch(() => {}); // shown all the same
+  async remember(leaf = this.leaf) {
+    if (this.host.temporary || !leaf) return;
+    await call("PUT", `/conversations/${this.host.conversation}/leaf`, { leaf }).catch(() => {}); // shown all the same
   }
 }
