@@ -18,6 +18,7 @@ from webapp import (
     conversations,
     docs,
     health,
+    installed,
     languages,
     pages,
     presets,
@@ -96,6 +97,9 @@ def create_app(config: Config) -> web.Application:
             web.get("/metrics", health.show_metrics, name="metrics"),
             web.get("/readyz", health.readyz, name="readyz"),
             web.get("/sandbox/{kind}", sandbox.show, name="sandbox"),
+            web.get("/manifest.webmanifest", installed.manifest, name="manifest"),
+            web.get("/sw.js", installed.worker, name="service-worker"),
+            web.get("/offline", installed.offline, name="offline"),
             web.get("/static/{version}/{path:.+}", statics.serve, name="static"),
         ]
     )

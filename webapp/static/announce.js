@@ -1,5 +1,7 @@
 /** What screen readers hear: whole sentences of a running answer, now and then, and what happened to it. Never tokens. */
 
+import { t } from "./i18n.js";
+
 const PAUSE_MS = 2500;
 const KEPT = 6;
 const SENTENCE_END = /[.!?:…](?=\s)|[。！？]|\n\n/g;
@@ -47,7 +49,7 @@ export class Announcer {
 
   #speak(markdown) {
     const text = markdown
-      .replace(/```[\s\S]*?(```|$)/g, " code block ")
+      .replace(/```[\s\S]*?(```|$)/g, ` ${t("code block")} `)
       .replace(/!?\[([^\]]*)\]\([^)]*\)/g, "$1")
       .replace(/[*_`#>|~]+/g, "")
       .replace(/\s+/g, " ")

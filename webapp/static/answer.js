@@ -57,6 +57,8 @@ export class AnswerView {
     this.#act = act;
     this.model = model;
     this.#more.setAttribute("aria-haspopup", "menu");
+    this.#copy.dataset.act = "copy";
+    this.#again.dataset.act = "again";
     for (const one of [this.#again, this.#more, ...this.#ratings]) one.classList.add("act");
   }
 

@@ -14,6 +14,7 @@ import { startFoot } from "./foot.js";
 import { Gauge } from "./gauge.js";
 import { Hero } from "./hero.js";
 import { t } from "./i18n.js";
+import { startKeys } from "./keys.js";
 import { News } from "./news.js";
 import { Notice } from "./notice.js";
 import { valuesOf } from "./parameters.js";
@@ -116,6 +117,8 @@ class ChatPage {
       this.#focus();
     });
     startFoot();
+    startKeys();
+    addEventListener("load", () => navigator.serviceWorker?.register("/sw.js").catch(() => {})); // the site works without it
     addEventListener("popstate", () => this.#visit());
     addEventListener("storage", ({ key }) => key === "columns" && this.conversation && this.#columns.differs(this.conversation) && this.reload());
   }
@@ -127,9 +130,6 @@ class ChatPage {
       const covered = document.querySelector(":popover-open, dialog[open]") || document.body.classList.contains("drawn");
       if (covered || event.target.closest?.(".side-input, .question-edit")) return;
       this.#stop();
-    } else if (event.key === "/" && !event.target.closest?.("input, textarea, [role=listbox], [role=menu], dialog")) {
-      event.preventDefault();
-      this.#composer.focus();
     }
   }
 
@@ -405,7 +405,6 @@ class ChatPage {
     document.title = title ? `${title} · FleetChat` : "FleetChat";
     setText($("heading"), title || (this.temporary ? t("Temporary chat") : t("New chat")));
   }
-
 }
 
 new ChatPage();

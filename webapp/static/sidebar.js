@@ -52,13 +52,6 @@ export class Sidebar {
     $("data").addEventListener("click", () => this.#data());
     $("search").addEventListener("focus", () => this.#searching());
     $("search-keys").textContent = /Mac|iP/.test(navigator.platform) ? "⌘K" : t("Ctrl K");
-    document.addEventListener("keydown", (event) => {
-      if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
-      event.preventDefault();
-      if ($("sidebar").inert) this.show();
-      $("search").focus();
-      $("search").select();
-    });
     this.#arrange(false);
   }
 
