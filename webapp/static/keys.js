@@ -52,5 +52,5 @@ function search() {
 
 function press(name) {
   const button = [...document.querySelectorAll(`.turn.answer [data-act=${name}]`)].at(-1);
-  if (button?.checkVisibility()) button.click();
+  if (button?.checkVisibility({ visibilityProperty: true })) button.click();
 }
