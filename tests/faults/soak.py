@@ -41,6 +41,7 @@ SHARE = 0.05  # that may be more at the end
 LIFETIMES = {  # the longest that each kind of key may have left, seconds
     "request": 842, "frames": 842, "tokens": 842, "prompt": 842, "arq:job": 842, "live": 842,
     "turns": 86_400, "pace": 86_400, "worker": 5, "queue": 6, "conversation": 0,
+    "deleted": 60, "messages": 60,  # until then a deletion can be undone
 }  # fmt: skip
 REST = ("request", "frames")  # what is left of an ended request, for two minutes
 

@@ -340,7 +340,7 @@ async def test_an_answer_that_nobody_watches_takes_no_memory_of_the_web_process(
     async with browser(port) as session:
         await Visitor(session, [port]).ask("/echo 5000 0")  # what a first answer loads is not its cost
         visitor = Visitor(session, [port])
-        asking = asyncio.create_task(visitor.ask(f"/echo {words} 0.2ms"))
+        asking = asyncio.create_task(visitor.ask(f"/echo {words} {0.2 if long else 1}ms"))
         await eventually(lambda: len(visitor.frames) > 10)
         asking.cancel()
         request_id = visitor.accepted["request_id"]

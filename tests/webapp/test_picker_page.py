@@ -45,11 +45,17 @@ async def orchard(visitor, broker):
     cards = [KIWI, ModelCard("vectors", kind="embedding", state="ready")]
     fields = {"models": "kiwi vectors", "slots": 1, "tokens_per_s": 41.6}
     await broker.redis.hset(keys.pace("kiwi"), mapping={"seconds": "5", "first": "0.42"})
-    await broker.redis.zadd(keys.queue("kiwi"), {"a": 1, "b": 2, "c": 3})
+
+    async def wait():
+        while True:  # the sweep takes out what is no request
+            await broker.redis.zadd(keys.queue("kiwi"), {"a": 1, "b": 2, "c": 3})
+            await asyncio.sleep(0.1)
+
     failed = [ModelCard("rotten", state="failed", why="It is bad.")]
     async with (
         living(broker, "w1", "ready", fields, cards),
         living(broker, "w2", "failed", {"models": "rotten"}, failed),
+        beside(wait()),
     ):
         await expect(visitor.tab.locator("#models [data-name=kiwi]")).to_have_count(1)
         yield visitor
