@@ -7,8 +7,6 @@ from broker import imports
 from broker.errors import BadRequest
 from talk import parse
 
-NOW = time.time()
-
 
 def node(name, parent, role="", *parts, kind="text", **more):
     message = None
