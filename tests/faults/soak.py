@@ -44,6 +44,7 @@ LIFETIMES = {  # the longest that each kind of key may have left, seconds
     "deleted": 60, "messages": 60,  # until then a deletion can be undone
 }  # fmt: skip
 REST = ("request", "frames")  # what is left of an ended request, for two minutes
+UNDO = ("deleted", "messages")  # what is left of a deleted conversation, for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +193,13 @@ class Soak:
         return float(endless)
 
     async def _let_go(self) -> None:
-        """As if two minutes had passed: what belongs to ended requests, and nothing else, is forgotten."""
+        """As if two minutes had passed: what belongs to ended requests and deleted conversations, and nothing else, is forgotten."""
         redis = self.fleet.broker.redis
         async for key in redis.scan_iter(count=1000):
-            if key.decode().partition(":")[0] in REST:
+            kind = key.decode().partition(":")[0]
+            if kind in UNDO and await redis.ttl(key) >= 0:
+                await redis.unlink(key)
+            if kind in REST:
                 left = await redis.ttl(key)
                 if left == -2:
                     continue  # two minutes have really passed

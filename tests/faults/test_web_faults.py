@@ -332,6 +332,7 @@ async def test_a_number_of_another_answer_is_no_harm(fleet):
         assert frames[-1]["end"]["reason"] == "stop"
 
 
+@pytest.mark.timeout(120)
 async def test_an_answer_that_nobody_watches_takes_no_memory_of_the_web_process(fleet, long):
     """#14612: 2 GB of heap, from what was kept of a generation whose page had gone."""
     await fleet.worker(coalesce_ms=0)

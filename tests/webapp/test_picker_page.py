@@ -45,37 +45,36 @@ async def orchard(visitor, broker):
     cards = [KIWI, ModelCard("vectors", kind="embedding", state="ready")]
     fields = {"models": "kiwi vectors", "slots": 1, "tokens_per_s": 41.6}
     await broker.redis.hset(keys.pace("kiwi"), mapping={"seconds": "5", "first": "0.42"})
-
-    async def wait():
-        while True:  # the sweep takes out what is no request
-            await broker.redis.zadd(keys.queue("kiwi"), {"a": 1, "b": 2, "c": 3})
-            await asyncio.sleep(0.1)
-
     failed = [ModelCard("rotten", state="failed", why="It is bad.")]
     async with (
         living(broker, "w1", "ready", fields, cards),
         living(broker, "w2", "failed", {"models": "rotten"}, failed),
-        beside(wait()),
     ):
         await expect(visitor.tab.locator("#models [data-name=kiwi]")).to_have_count(1)
         yield visitor
 
 
-async def test_a_model_is_described(orchard, tab):
+async def test_a_model_is_described(orchard, tab, broker):
+    async def wait():
+        while True:  # the sweep takes out what is no request
+            await broker.redis.zadd(keys.queue("kiwi"), {"a": 1, "b": 2, "c": 3})
+            await asyncio.sleep(0.1)
+
     await tab.locator("#picker").click()
     kiwi = tab.get_by_role("option", name="kiwi")
-    for text in (
-        "Small and green",
-        "Orchard",
-        "32k context",
-        "MIT",
-        "on fruit",
-        "3 waiting",
-        "42 tokens/s",
-        "first word after 0.4 s",
-        "about 20 s to wait",
-    ):
-        await expect(kiwi).to_contain_text(text)
+    async with beside(wait()):
+        for text in (
+            "Small and green",
+            "Orchard",
+            "32k context",
+            "MIT",
+            "on fruit",
+            "3 waiting",
+            "42 tokens/s",
+            "first word after 0.4 s",
+            "about 20 s to wait",
+        ):
+            await expect(kiwi).to_contain_text(text)
     await expect(tab.get_by_role("option", name="vectors")).to_have_count(0)
     await expect(tab.get_by_role("option", name="rotten")).to_contain_text("It is bad.")
     await tab.locator("#models-find").fill("kiwi")
