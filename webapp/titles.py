@@ -8,13 +8,14 @@ from typing import Self
 
 from aiohttp import web
 
-from broker import streams, titles
-from broker.connection import Broker
+from broker import keys, titles
+from broker.connection import Broker, redis_errors
 from broker.errors import FleetError
 from broker.tasks import stop
 
 logger = logging.getLogger("fleetchat.titles")
 
+LOOK_SECONDS = 30.0  # between two looks, if no event tells of the end
 MOST = 64  # that are waited for at once; with more, the first words have to do
 
 
@@ -42,14 +43,20 @@ class Titles:
 
     async def _make(self, conversation: str, owner: str, model: str, request_id: str) -> None:
         try:
-            async with streams.read(self._broker, request_id) as reader:
-                while await reader.take():
-                    pass
+            # The owner's events, not the answer's frames: nobody may be reading those any more.
+            async with self._broker.listener.subscribe(keys.events_of(owner), limit=64) as mailbox:
+                while await self._goes_on(request_id):
+                    await mailbox.take(LOOK_SECONDS)
             await titles.suggest(self._broker, conversation, owner, model)
         except FleetError as error:
             logger.debug("no title for %s: %s", conversation, error)
         except Exception:
             logger.exception("no title for %s", conversation)
+
+    async def _goes_on(self, request_id: str) -> bool:
+        async with redis_errors():
+            state = await self._broker.redis.hget(keys.request(request_id), "state")
+        return state not in (None, b"ended")
 
 
 TITLES = web.AppKey("titles", Titles)
