@@ -1,5 +1,6 @@
 """Real processes for tests and benchmarks: workers and web apps of a fleet, and what they cost."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import aiohttp
 
 CLOCK = os.sysconf("SC_CLK_TCK")
 
@@ -75,3 +78,13 @@ def wait_for_port(port: int, seconds: float = 20) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+async def until_ready(base: str) -> None:
+    """Returns once the web app has a model to offer."""
+    async with aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{base}/readyz") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.1)

