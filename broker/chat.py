@@ -14,7 +14,7 @@ from broker import queues, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
 from broker.messages import ChatRequest, EmbedRequest, Frame, Request, TokenRequest
-from broker.queues import Turn
+from broker.queues import Bout, Turn
 from broker.streams import Reader
 
 ADVICE = {
@@ -29,7 +29,7 @@ ADVICE = {
 async def ask(
     broker: Broker,
     request: Request,
-    turn: Turn | None = None,
+    turn: Turn | Bout | None = None,
     *,
     low_priority: bool = False,
     at_once: int | None = None,

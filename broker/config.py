@@ -57,6 +57,9 @@ class Config:
         "what a worker serves, `--model` has the forms; without it all remote models of the models file, without one `pocket`",
     )
     models_file: Path | None = _setting("FLEETCHAT_MODELS_FILE", None, "TOML file that lists models")
+    arena_file: Path | None = _setting(
+        "FLEETCHAT_ARENA_FILE", None, "TOML file with the rules of the arena: pairs, limits, ratings, moderation"
+    )
     role: str = _setting(
         "FLEETCHAT_ROLE",
         "auto",

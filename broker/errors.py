@@ -13,11 +13,15 @@ raised where they are known and caught in two places: the web middleware (a page
     ├── Forbidden                 403  forbidden
     ├── NotFound                  404  not_found
     │   ├── NoSuchModel           404  model_not_found
-    │   └── NoSuchConversation    404  conversation_not_found
+    │   ├── NoSuchConversation    404  conversation_not_found
+    │   └── NoSuchBattle          404  battle_not_found
     ├── Conflict                  409  conflict
+    │   ├── RoundOver             409  round_over           the round is voted on, void, or its names are known
+    │   └── RoundUnderWay         409  round_under_way      its answers are not finished
     ├── Overloaded                429  overloaded           carries retry_after
     │   ├── QueueFull             429  queue_full
     │   ├── ShareUsed             429  share_used
+    │   ├── VotesUsed             429  votes_used           as many votes a day as a session, address or network has
     │   └── RateLimited           429  rate_limit_exceeded  an API key's requests or tokens a minute are used up
     ├── Unavailable               503  unavailable
     │   ├── NoWorker              503  no_worker
@@ -108,6 +112,21 @@ class Conflict(FleetError):
     sentence = "As many answers as may be are being written in this conversation. Stop one, or wait for one to finish."
 
 
+class NoSuchBattle(NotFound):
+    code = "battle_not_found"
+    sentence = "This round does not exist any more, or it is not yours. Begin a new one."
+
+
+class RoundOver(Conflict):
+    code = "round_over"
+    sentence = "This round is over. Begin a new one."
+
+
+class RoundUnderWay(Conflict):
+    code = "round_under_way"
+    sentence = "Both answers have to be finished first."
+
+
 class Overloaded(FleetError):
     status, code = 429, "overloaded"
     sentence = "The server is busy. Please try again in a moment."
@@ -126,6 +145,11 @@ class ShareUsed(Overloaded):
 class RateLimited(Overloaded):
     code = "rate_limit_exceeded"
     sentence = "This API key has used what it may use in a minute. Please try again in a moment."
+
+
+class VotesUsed(Overloaded):
+    code = "votes_used"
+    sentence = "You have voted as often as may be in one day. Thank you; please come back tomorrow."
 
 
 class Unavailable(FleetError):

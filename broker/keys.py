@@ -38,6 +38,12 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     shares:OWNER         zset     as the last of them shares                web          share ids by creation (ms)
     retained             string   kept                web                   web          the days that all conversations were last given
     presets:OWNER        hash     kept                presets               web          name → settings that a person saved (JSON)
+    battle:ID            hash     1 day                bout reveal settle end web          a round of the arena: models, turns, answers, state
+    votes                stream   kept                settle import         jobs export  one entry a vote, see broker/votes.py
+    voted                hash     until archived      settle import         jobs export  battle id → what was said in it (zlib of msgpack)
+    voting:WHO           string   1 day               settle                settle       votes of a session, an address or a network in a day
+    boards               hash     kept                jobs worker           web          leaderboards by filter, and the table that pairs are drawn by (msgpack)
+    labels               hash     kept                jobs worker           jobs         battle id → categories that a judge gave it (JSON)
     ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
     secret               string   kept                web, once             web          signs the cookies
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
@@ -86,6 +92,12 @@ PATTERNS = {
     "share": "share:%s",
     "shares": "shares:%s",
     "retained": "retained",
+    "battle": "battle:%s",
+    "votes": "votes",
+    "voted": "voted",
+    "voting": "voting:%s",
+    "boards": "boards",
+    "labels": "labels",
     "ratings": "ratings",
     "secret": "secret",
     "accounts": "accounts",
@@ -211,6 +223,16 @@ def shares(owner: str) -> str:
     return _name("shares", owner)
 
 
+def battle(battle_id: str) -> str:
+    """A round of the arena."""
+    return _name("battle", battle_id)
+
+
+def voting(who: str) -> str:
+    """Votes of somebody in a day."""
+    return _name("voting", who)
+
+
 def stream(request_id: str) -> str:
     """Channel of a request's frames."""
     return _name("stream", request_id)
@@ -234,6 +256,10 @@ def events_of(owner: str) -> str:
 MODELS = PATTERNS["models"]
 SINCE = PATTERNS["since"]
 WORKERS = PATTERNS["workers"]
+VOTES = PATTERNS["votes"]
+VOTED = PATTERNS["voted"]
+BOARDS = PATTERNS["boards"]
+LABELS = PATTERNS["labels"]
 RATINGS = PATTERNS["ratings"]
 SECRET = PATTERNS["secret"]
 RETAINED = PATTERNS["retained"]

@@ -20,6 +20,7 @@ from broker.connection import ORPHAN_SECONDS, Broker, redis_errors
 from broker.errors import (
     Conflict,
     FleetError,
+    NoSuchBattle,
     NoSuchConversation,
     QueueFull,
     ShareUsed,
@@ -51,6 +52,19 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Bout:
+    """The place of an answer in a battle, where `arena.begin` expects it."""
+
+    battle: str
+    side: str  # a or b
+    turn: int
+
+    def encode(self) -> bytes:
+        """For the script."""
+        return bytes(msgpack.packb(asdict(self), use_bin_type=False))
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A request that a worker holds, and the token that proves it."""
 
@@ -72,7 +86,7 @@ class Claim:
 async def enqueue(
     broker: Broker,
     request: Request,
-    turn: Turn | None = None,
+    turn: Turn | Bout | None = None,
     *,
     low_priority: bool = False,
     at_once: int | None = None,
@@ -88,6 +102,7 @@ async def enqueue(
         BadRequest: it is no model for requests of this kind.
         QueueFull, ShareUsed: with `retry_after`.
         NoSuchConversation, Conflict: the conversation is not the owner's, or all answers that it may have are under way.
+        NoSuchBattle: the battle does not expect this request.
         StorageFull, RedisAway
     """
     if broker.nearly_full:
@@ -107,7 +122,7 @@ async def enqueue(
             ]
         )  # fmt: skip
     if status:
-        raise _refusal(request, status, details)
+        raise NoSuchBattle() if status == -3 and isinstance(turn, Bout) else _refusal(request, status, details)
     if not details:
         return None
     before: int = details[0]

@@ -1,5 +1,6 @@
 -- What the scripts share: the clock, reading a request, putting it back, ending it.
 
+local BATTLE_MS = 86400000  -- a round of the arena is there this long after its last change
 local AFTER_MS = 120000  -- what belongs to a request is readable this long after its last frame
 
 local function now_ms()
@@ -159,6 +160,39 @@ local function save_answer(id, r, last, at)
     cmsgpack.pack({type = 'event', event = 'ended', conversation = r.conversation, request_id = id}))
 end
 
+-- Whether answers of a battle's turn (its fields are `r`) are being written, or about to be.
+local function battle_under_way(r, turn, at, starting_ms)
+  local begun = 0
+  for _, side in ipairs({'a', 'b'}) do
+    local id = r['run:' .. side .. ':' .. turn]
+    if id and not r[side .. ':' .. turn] then
+      local state = redis.call('HGET', K.request(id), 'state')
+      if state and state ~= 'ended' then return true end
+      if not state then begun = tonumber(r.began or 0) end
+    end
+  end
+  return at - begun < starting_ms
+end
+
+-- The finished answer of one side of a battle. An error ends the round: nobody can compare with what did not come.
+local function save_side(id, r, last, at)
+  local battle, place = K.battle(r.battle), r.side .. ':' .. r.turn
+  if redis.call('HGET', battle, 'run:' .. place) ~= id then return end  -- forgotten, or answered again meanwhile
+  local texts = {text = {}, reasoning = {}}
+  for _, part in ipairs(parts_of(id)) do
+    if texts[part.kind] then table.insert(texts[part.kind], part.text) end
+  end
+  redis.call('HSET', battle, place, cmsgpack.pack({
+    text = table.concat(texts.text), reasoning = table.concat(texts.reasoning), reason = last.reason,
+    usage = last.usage, timings = last.timings, error = last.error,
+  }))
+  if last.error and redis.call('HGET', battle, 'state') == 'open' then
+    redis.call('HSET', battle, 'state', 'void')
+  end
+  redis.call('HINCRBY', battle, 'revision', 1)
+  redis.call('PEXPIRE', battle, BATTLE_MS)
+end
+
 -- Ends a request: the last frame, the state, out of queue and running, the message. Callers check that it has not ended.
 -- `frame` is the encoded last frame, or false to have one made from `reason` and `error`.
 local function finish(id, r, frame, reason, error)
@@ -203,6 +237,7 @@ local function finish(id, r, frame, reason, error)
     redis.call('PEXPIRE', pace, 86400000)
   end
   if r.conversation ~= '' then save_answer(id, r, last, at) end
+  if r.battle then save_side(id, r, last, at) end
   redis.call('PUBLISH', K.stream(id), frame)
 end
 

@@ -2,14 +2,16 @@
 -- ARGV: id, model, its queue, owner, keep, prompt, job, kinds of models that can do it, wait_ms, run_ms, queue_limit,
 --       user_limit (0: none), turns behind (priority),
 --       and for an answer in a conversation a msgpack map: conversation, parent, title (begins one), message (of the user),
---       settings (JSON), begun (parts of the answer that it goes on from); and how long it is kept (ms; 0: for ever)
+--       settings (JSON), begun (parts of the answer that it goes on from); and how long it is kept (ms; 0: for ever);
+--       for an answer in a battle the map is: battle, side, turn, and `bout` has named this request for that place
 -- Returns {0, place}, {0} it had been accepted before, or {-1, seconds until the queue has moved on} queue full, {-2, share} share used,
 -- {-3} not the owner's, {-4} as many answers are under way in it as may be, {-5} no such model, {-6, why or ''} nobody serves it,
 -- {-7} the model is of another kind
 local id, model, queue, owner, keep, prompt, job = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local kinds, wait_ms, run_ms = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 local queue_limit, user_limit = tonumber(ARGV[11]), tonumber(ARGV[12])
-local behind, kept = tonumber(ARGV[13]), ARGV[14] and cmsgpack.unpack(ARGV[14])
+local behind, place = tonumber(ARGV[13]), ARGV[14] and cmsgpack.unpack(ARGV[14]) or {}
+local kept, bout = place.conversation and place, place.battle and place
 local retain_ms = tonumber(ARGV[15] or 0)
 local at, waits, turns, live = now_ms(), K.queue(queue), K.turns(queue), share(owner, model, queue)
 local COLUMNS, requests = 4, {}  -- answers that may be under way in one conversation, and those that are
@@ -56,6 +58,11 @@ if kept then
   if #requests >= COLUMNS then return {-4} end
 end
 
+if bout then
+  local v = redis.call('HMGET', K.battle(bout.battle), 'owner', 'run:' .. bout.side .. ':' .. bout.turn)
+  if v[1] ~= owner or v[2] ~= id then return {-3} end
+end
+
 -- The first write, so that a full server refuses it all (see run_when_full).
 local ttl = wait_ms + run_ms + AFTER_MS
 redis.call('SET', K.prompt(id), prompt, 'PX', ttl)
@@ -92,6 +99,7 @@ redis.call('HSET', K.request(id), 'state', 'waiting', 'model', model, 'queue', q
   'history', history(), 'wait_until', at + wait_ms, 'run_ms', run_ms, 'score', score, 'epoch', 0, 'crashes', 0, 'claim', '', 'worker', '',
   'retain_ms', retain_ms, 'conversation', kept and kept.conversation or '', 'parent', kept and kept.parent or '')
 if kept and kept.begun then redis.call('HSET', K.request(id), 'begun', kept.begun) end
+if bout then redis.call('HSET', K.request(id), 'battle', bout.battle, 'side', bout.side, 'turn', bout.turn) end
 redis.call('PEXPIRE', K.request(id), ttl)
 redis.call('SET', K.job(id), job, 'PX', ttl)
 redis.call('ZADD', waits, score, id)
