@@ -286,7 +286,8 @@ def _said(battle: Battle) -> bytes:
 
 def _entry(battle: Battle, voter: Voter) -> list[str]:
     """What the script does not know of a vote."""
-    found = features.describe([(t.text, t.a.text if t.a else "", t.b.text if t.b else "") for t in battle.turns])
+    said = [(turn.text, turn.a.text if turn.a else "", turn.b.text if turn.b else "") for turn in battle.turns]
+    found = features.describe(said, battle.models)
     return [
         "turns", str(len(battle.turns)), "voter", voter.voter, "categories", " ".join(found.categories),
         "style_a", " ".join(map(str, found.style_a)), "style_b", " ".join(map(str, found.style_b)),
