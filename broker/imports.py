@@ -277,7 +277,8 @@ def _part(raw: Any, where: str) -> dict[str, Any]:
     if part.get("kind") not in KINDS:
         raise wrong(f"{where}.kind", f"one of {', '.join(KINDS)} is expected")
     found = {"kind": part["kind"], "text": a_text(part, "text", where)}
-    return found | ({"name": a_text(part, "name", where)[:LONGEST_NAME]} if "name" in part else {})
+    named = "name" in part or part["kind"] == "file"
+    return found | ({"name": a_text(part, "name", where)[:LONGEST_NAME]} if named else {})
 
 
 def _said(text: str, reasoning: Any = None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Full-text search over an owner's conversations: titles, and what was said in them; the archived ones, too.
+"""Full-text search over an owner's conversations: titles, what was said in them, and attached files; the archived ones, too.
 
 There is no index: the conversations are read newest first, as many as fit into a short time, and the answer says where
 to go on. Text is compared folded (case does not count, nor how an accent is written), so every script is searched alike; and
@@ -33,7 +33,7 @@ class Result:
 
     conversation: Conversation
     title: tuple[str, ...]
-    snippet: tuple[str, ...]  # of the message; empty when the words are in the title alone
+    snippet: tuple[str, ...]  # of the message or a file of it; empty when the words are in the title alone
     message_id: str
 
     def to_map(self) -> dict[str, Any]:
@@ -151,4 +151,8 @@ def _snippet(text: str, words: list[str]) -> tuple[str, ...]:
 
 
 def _text(message: dict[str, Any]) -> str:
-    return "".join(part["text"] for part in message["parts"] if part["kind"] == "text")
+    """What a message says, and behind it each of its files by name."""
+    parts = message["parts"]
+    said = "".join(part["text"] for part in parts if part["kind"] == "text")
+    files = [f"{part['name']}: {part['text']}" for part in parts if part["kind"] == "file"]
+    return "\n".join(text for text in (said, *files) if text)

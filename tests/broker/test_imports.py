@@ -131,6 +131,7 @@ def user(parent="", name="a", **more):
         (json.dumps({"conversations": [{"tree": [user(role="root")]}]}), r"conversations\[0\]\.tree\[0\]\.role"),
         (json.dumps({"tree": [user(parts=[{"kind": "html", "text": ""}])]}), r"tree\[0\]\.parts\[0\]\.kind"),
         (json.dumps({"tree": [user(parts=[{"kind": "text"}])]}), r"tree\[0\]\.parts\[0\]\.text"),
+        (json.dumps({"tree": [user(parts=[{"kind": "file", "text": ""}])]}), r"tree\[0\]\.parts\[0\]\.name"),
         (json.dumps({"messages": [{"role": "user", "content": 5}]}), r"messages\[0\]\.content"),
         (line("chat", state=state(("NOBODY", "hi"))), r"state\.messages\[0\]"),
         (line("chat", state=state(("USER", {}))), r"state\.messages\[0\]"),

@@ -61,6 +61,23 @@ async def test_titles_are_searched_and_marked(broker):
     assert (result.snippet, result.message_id) == ((), "")
 
 
+async def test_an_attached_file_is_found_by_its_name_and_by_what_is_in_it(broker):
+    parts = [
+        {"kind": "file", "name": "Rezepte.txt", "text": "eggs\nand MILK"},
+        {"kind": "text", "text": "what can I cook?"},
+    ]
+    message = {"role": "user", "parent": "", "created": 1, "parts": parts}
+    await store(broker, "anna", [Imported("dinner", 5, 5, "a", {"a": message})])
+    for query, hit, after in (
+        ("rezepte", "Rezepte", ".txt: eggs and MILK"),
+        ("milk cook", "cook", "? Rezepte.txt: eggs and "),
+    ):
+        (result,) = (await search.find(broker, "anna", query)).results
+        assert result.snippet[1:3] == (hit, after)
+        assert result.message_id in (await _ids(broker, result.conversation.conversation_id))
+    assert await found(broker, "file") == []
+
+
 async def test_what_nobody_reads_is_not_found(broker):
     await talk(broker, "hello", "there")
     for word in ("assistant", "parts", "created", "text", "stop"):
