@@ -16,6 +16,7 @@ class Page:
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.ws = ws
         self._maps: deque[dict[str, Any]] = deque()
+        self._models: dict[str, Any] = {}
 
     async def send(self, **message: Any) -> None:
         await self.ws.send_bytes(pack(message))
@@ -29,7 +30,7 @@ class Page:
         async with asyncio.timeout(8):
             while True:
                 while self._maps:
-                    one = self._maps.popleft()
+                    one = self._whole(self._maps.popleft())
                     if one.get("type", "frame") in kinds:
                         return one
                 received = await self.ws.receive()
@@ -37,6 +38,15 @@ class Page:
                 unpacker = msgpack.Unpacker()
                 unpacker.feed(received.data)
                 self._maps.extend(unpacker)
+
+    def _whole(self, one: dict[str, Any]) -> dict[str, Any]:
+        """News of some models as news of all."""
+        if not one.get("type", "").startswith("models"):
+            return one
+        known = self._models if one["type"] == "models_changed" else {}
+        known = known | {model["name"]: model for model in one["models"]}
+        self._models = {name: known[name] for name in one.get("order", known)}
+        return {"type": "models", "models": list(self._models.values())}
 
     async def answer(self) -> tuple[str, dict[str, Any]]:
         """All text of the answer whose frames come next, and its end; their numbers must be without a gap."""

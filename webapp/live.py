@@ -1,7 +1,8 @@
 """What open pages see change by itself: the models, and the place of what waits.
 
-One look at Redis a second serves all sockets, and only while somebody is looking; an event brings it forward. A socket
-that has not taken the last news yet gets the next one in its place, so a slow one costs nothing.
+One look at Redis a second serves all sockets, and only while somebody is looking; an event brings it forward. Of the
+models go out those that have changed. A socket that has not taken the last news yet gets the next one in its place (and
+then all models), so a slow one costs nothing.
 """
 
 import asyncio
@@ -32,6 +33,10 @@ class Viewer(Protocol):
         """Take a message; a later one of the same topic may replace it. Never waits."""
         ...
 
+    def behind(self, topic: str) -> bool:
+        """Whether the last message of a topic still waits, so that the next one will replace it."""
+        ...
+
 
 class Live:
     """The app's, `running` for as long as it does."""
@@ -41,7 +46,7 @@ class Live:
         self._viewers: set[Viewer] = set()
         self._waiting: dict[tuple[Viewer, str], tuple[str, int | None]] = {}  # viewer and request -> model, place told
         self._look_now = asyncio.Event()
-        self._news = b""
+        self._models: dict[str, Any] | None = None  # as they were told, by name; None: nobody looked for a while
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -53,10 +58,10 @@ class Live:
     def viewing(self, viewer: Viewer) -> Iterator[None]:
         """Tell it the models now and whenever they change."""
         self._viewers.add(viewer)
-        if self._news and len(self._viewers) > 1:  # the look is fresh
-            viewer.tell(self._news, "models")
+        if self._models is not None and len(self._viewers) > 1:  # the look is fresh
+            viewer.tell(_all(self._models), "models")
         else:
-            self._news = b""
+            self._models = None
             self._look_now.set()
         try:
             yield
@@ -95,11 +100,18 @@ class Live:
                 logger.exception("the look at the registry failed")
 
     def _tell_models(self, states: Sequence[ModelState]) -> None:
-        news = pack({"type": "models", "models": [m.to_map() for m in states]})
-        if news != self._news:
-            self._news = news
-            for viewer in self._viewers:
-                viewer.tell(news, "models")
+        before, models = self._models, {m.card.name: m.to_map() for m in states}
+        self._models = models
+        if before is None:
+            news = _all(models)
+        else:
+            changed = [model for name, model in models.items() if before.get(name) != model]
+            moved = {"order": list(models)} if list(models) != list(before) else {}
+            if not changed and not moved:
+                return
+            news = pack({"type": "models_changed", "models": changed, **moved})
+        for viewer in self._viewers:
+            viewer.tell(_all(models) if viewer.behind("models") else news, "models")
 
     async def _tell_places(self, slots: Mapping[str, int]) -> None:
         waiting = list(self._waiting.items())
@@ -119,6 +131,10 @@ class Live:
                 if model in paces and slots.get(model):  # as long as answers have taken, so many at a time
                     news["seconds"] = math.ceil((rank + 1) * paces[model] / slots[model])
             viewer.tell(pack(news), f"place {request_id}")
+
+
+def _all(models: Mapping[str, Any]) -> bytes:
+    return pack({"type": "models", "models": list(models.values())})
 
 
 LIVE = web.AppKey("live", Live)

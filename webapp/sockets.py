@@ -66,6 +66,10 @@ class Socket:
         if self._teller is None or self._teller.done():
             self._teller = asyncio.create_task(self._tell())
 
+    def behind(self, topic: str) -> bool:
+        """See `webapp.live.Viewer`."""
+        return topic in self._news
+
     async def _tell(self) -> None:
         while self._news:
             waiting, self._news = self._news, {}

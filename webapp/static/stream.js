@@ -103,6 +103,7 @@ export class Connection {
   #shown = 0;
   #openedAt = 0;
   #tick = Date.now();
+  #models = new Map(); // by name, in the server's order
   #asks = new Map(); // ref -> {message, socket: number of the socket it went out on; 0: of none yet}
 
   /**
@@ -230,6 +231,13 @@ export class Connection {
     for (const answer of changed) answer.onchange?.(answer);
   }
 
+  /** All models, after some have changed; `order` comes with them when it has, too, and names those that are left. */
+  #modelsWith({ models, order }) {
+    for (const model of models) this.#models.set(model.name, model);
+    if (order) this.#models = new Map(order.map((name) => [name, this.#models.get(name)]));
+    return [...this.#models.values()];
+  }
+
   #frame(frame, changed) {
     const answer = this.answers.get(frame.request_id);
     if (!answer) return; // not ours any more, or of an answer that has ended here
@@ -242,7 +250,10 @@ export class Connection {
     const answer = this.answers.get(message.request_id);
     switch (message.type) {
       case "models":
-        return this.#listeners.models(message.models);
+        this.#models = new Map();
+      // falls through
+      case "models_changed":
+        return this.#listeners.models(this.#modelsWith(message));
       case "event":
         return this.#listeners.event(message);
       case "accepted":
