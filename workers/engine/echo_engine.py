@@ -1,9 +1,10 @@
 """An engine without a model: it repeats the last message, or counts. For development, load tests and fault tests.
 
 Of a prompt it repeats the text, or each token's id as a word. It is sure of all that it says: log-probabilities are 0.
-A message or prompt that begins with `/echo 100 20ms` is answered by the words 1 to 100, one every 20 ms. A word is a
-token. An answer that is to be continued goes on with the words that it has not said. Where FLEETCHAT_ECHO_FAULTS is set (anybody may write to an echo), behind it may stand what happens after the last
-word, instead of the end:
+A word is a token. A message or prompt that begins with `/echo 100 20ms` is answered by the words 1 to 100, one every
+20 ms; one whose first line is `/echo 20ms`, by the lines below it, at that pace. An answer that is to be continued goes
+on with the words that it has not said. Where FLEETCHAT_ECHO_FAULTS is set (anybody may write to an echo), behind a
+number of words may stand what happens after the last one, instead of the end:
 
     /echo 5 20ms crash    the process kills itself (SIGKILL)
     /echo 5 20ms fail     the step fails, with all answers that are being written in it
@@ -26,7 +27,9 @@ CONTEXT = 131_072
 FAULTS = "FLEETCHAT_ECHO_FAULTS"
 SENDING_SECONDS = 0.1  # until what was said has left, before the process kills itself
 WORD = re.compile(r"\s*\S+\s*")
-COMMAND = re.compile(r"/echo\s+(\d{1,6})(?:\s+(\d{1,6}(?:\.\d+)?)\s*(ms|s)?)?(?:\s+(crash|fail|hang)\b)?")
+NUMBER = r"(\d{1,6}(?:\.\d+)?)"
+PACED = re.compile(rf"/echo\s+{NUMBER}\s*(ms|s)[ \t]*\n")
+COMMAND = re.compile(rf"/echo\s+(\d{{1,6}})(?:\s+{NUMBER}\s*(ms|s)?)?(?:\s+(crash|fail|hang)\b)?")
 
 
 class EchoPieces:
@@ -107,9 +110,11 @@ class EchoEngine:
             raise PromptTooLong(f"The prompt has {len(prompt)} tokens, and echo takes {CONTEXT}.")
         begun = _words(texts.pop()) if request.continue_final_message and len(texts) > 1 else []
         text, pace, deed = texts[-1], 0.0, None
-        if command := COMMAND.match(text):
+        if paced := PACED.match(text):
+            words, pace = _words(text[paced.end() :]), _seconds(paced[1], paced[2])
+        elif command := COMMAND.match(text):
             words = [f"{i} " for i in range(1, int(command[1]) + 1)]
-            pace = float(command[2] or 0) / (1 if command[3] == "s" else 1000)
+            pace = _seconds(command[2] or "0", command[3])
             deed = command[4] if FAULTS in os.environ else None
         else:
             words = _words(text)
@@ -143,6 +148,10 @@ def _texts(request: ChatRequest) -> list[str]:
 def _words(text: str) -> list[str]:
     """The words with the blanks around them."""
     return [] if text.isspace() else WORD.findall(text)  # of blanks alone the pattern tries every part
+
+
+def _seconds(number: str, unit: str | None) -> float:
+    return float(number) / (1 if unit == "s" else 1000)
 
 
 def _sure(token_id: int, word: str, alternatives: int | None) -> TokenLogprob:

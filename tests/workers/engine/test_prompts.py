@@ -79,6 +79,8 @@ async def test_the_echo_repeats_a_prompt_and_is_sure_of_it() -> None:
         ("one two", ["one ", "two"]),
         ((7, 8), ["7 ", "8 "]),
         ("/echo 2", ["1 ", "2 "]),
+        ("/echo 1ms\n3 4 5", ["3 ", "4 ", "5"]),
+        ("/echo 1\nms", ["1 "]),
         (" " * 200_000, []),
     ):
         scored = replace(GREEDY, logprobs=1, prompt_logprobs=1)
