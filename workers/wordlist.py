@@ -95,7 +95,7 @@ class WordList:
 
 def readable(text: str) -> str:
     """The text as a reader sees it: what is written in several ways is the same, what nobody sees is gone."""
-    return UNSEEN.sub("", normalize("NFKC", text))
+    return str(UNSEEN.sub("", normalize("NFKC", text)))
 
 
 def tokens(text: str) -> Words:

@@ -1,4 +1,4 @@
-"""A server with OpenAI's moderation endpoint: a text with the word "bad" in it is flagged."""
+"""A server with OpenAI's moderation endpoint, and a model that judges: to both a text with the word "bad" in it is bad."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,6 +28,7 @@ class ModerationServer:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.answer: Callable[[Sequence[str]], Any] = as_openai
+        self.says: Callable[[str], str] = lambda text: "unsafe" if "bad" in text else "safe"
         self.failures: list[int] = []  # the status of each of the next answers
         self.stuck = False
         self.gone = asyncio.Event()
@@ -45,12 +46,18 @@ class ModerationServer:
             return web.json_response({"error": {"message": "no"}}, status=self.failures.pop(0))
         return web.json_response(self.answer(body["input"]))
 
+    async def judge(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        message = {"role": "assistant", "content": self.says(body["messages"][-1]["content"])}
+        return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
 
 @asynccontextmanager
 async def running() -> AsyncIterator[ModerationServer]:
     """A server on a free port."""
     server, app = ModerationServer(), web.Application()
     app.router.add_post("/v1/moderations", server.moderations)
+    app.router.add_post("/v1/chat/completions", server.judge)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
