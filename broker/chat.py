@@ -13,7 +13,7 @@ from typing import Any
 from broker import queues, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, EmbedRequest, Frame, Request, TokenRequest
+from broker.messages import ChatRequest, EmbedRequest, Frame, JobRequest, Request, TokenRequest
 from broker.queues import Bout, Turn
 from broker.streams import Reader
 
@@ -21,6 +21,7 @@ ADVICE = {
     ChatRequest: ("The conversation", "Shorten the message, or start a new conversation."),
     EmbedRequest: ("The input", "Send fewer texts at once."),
     TokenRequest: ("What was sent", "Send less at once."),
+    JobRequest: ("What was sent", "Send less at once."),
 }
 """What is too large, and what to do."""
 
@@ -68,7 +69,7 @@ def check_size(broker: Broker, request: Request) -> None:
         raise PromptEmpty("An input is empty. Leave it out.", param=param) if param else PromptEmpty
     size, limit = request.size, request.ROOM * broker.config.prompt_bytes
     if size > limit:
-        what, advice = ADVICE[type(request)]
+        what, advice = next(advice for kind, advice in ADVICE.items() if isinstance(request, kind))
         times = f"{request.ROOM} times " if request.ROOM > 1 else ""
         raise PromptTooLarge(
             f"{what} has {size} bytes, and this server takes {limit} ({times}FLEETCHAT_PROMPT_BYTES). {advice}",

@@ -121,10 +121,14 @@ async def _watch(config: Config, groups: Sequence[fleet.Group], browser: bool) -
         if browser and _has_display():
             webbrowser.open(running.url)
         told = {name: _state_text(s) for name, s in states.items()}
+        jobs = running.jobs
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if running.web.gave_up.is_set():
                 raise SetupError(running.web.last_words())
+            if jobs and jobs.gave_up.is_set():
+                out.print(f"[yellow]{escape(f'{jobs.name} does not run: {jobs.last_words()}')}[/yellow]")
+                jobs = None
             try:
                 states = await running.states()
             except FleetError:

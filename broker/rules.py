@@ -68,6 +68,7 @@ class Ratings(Table):
     anchor: Anchor | None = None
     deprecated: list[str] = Field(default_factory=list)  # shown only when asked for
     table: Path | None = None  # FastChat's leaderboard table (CSV): MT-bench, MMLU, organisation, licence, cutoff
+    trusted: list[str] = Field(default_factory=list)  # voters who are not set aside, as the leaderboard lists them
     preliminary: Count = 30  # with fewer votes a model's rank is marked as such
 
 

@@ -32,7 +32,9 @@ def log(tmp_path: Path) -> Path:
 
 async def test_import_says_what_it_took_and_which_lines_it_did_not(broker, log):
     done = await fleetchat(broker, "votes", "import", log)
-    assert done.stdout == f"{log}: new votes: 20, known ones: 0, records that are no votes: 1, skipped lines: 1.\n", done
+    assert done.stdout == f"{log}: new votes: 20, known ones: 0, records that are no votes: 1, skipped lines: 1.\n", (
+        done
+    )
     assert f"{log}, line 21: this is not JSON" in done.stderr
     assert done.returncode == 0
     again = await fleetchat(broker, "votes", "import", log)
