@@ -7,7 +7,6 @@ models are called leaves this module only through `Battle.models`, and `Battle.s
 """
 
 import asyncio
-import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from broker.errors import (
 )
 from broker.messages import Message, new_id, unpack
 from broker.rules import Rules
+from broker.secret import salted
 from broker.votes import WINNERS, compress
 
 SIDES = ("a", "b")
@@ -235,9 +235,14 @@ class Voter:
     network: str
 
     @classmethod
-    def of(cls, secret: bytes, owner: str, address: str) -> "Voter":
+    def of(cls, salt: bytes, owner: str, address: str) -> "Voter":
         """Of a session at an IP address; what is no address counts as one of its own."""
-        return cls(*(_salted(secret, what) for what in (f"session {owner}", f"address {address}", _network(address))))
+        return cls(salted(salt, f"session {owner}"), at_address(salt, address), salted(salt, _network(address)))
+
+
+def at_address(salt: bytes, address: str) -> str:
+    """The salted hash of whoever is at an address."""
+    return salted(salt, f"address {address}")
 
 
 async def vote(broker: Broker, rules: Rules, battle_id: str, owner: str, winner: str, voter: Voter) -> Battle:
@@ -293,10 +298,6 @@ def _entry(battle: Battle, voter: Voter) -> list[str]:
         "style_a", " ".join(map(str, found.style_a)), "style_b", " ".join(map(str, found.style_b)),
         "leak", str(int(found.leak)),
     ]  # fmt: skip
-
-
-def _salted(secret: bytes, what: str) -> str:
-    return hashlib.blake2b(what.encode(), key=secret[:64], digest_size=9).hexdigest()
 
 
 def _network(address: str) -> str:

@@ -10,8 +10,8 @@ import secrets
 
 from aiohttp import web
 
-from broker import keys
-from broker.connection import Broker, redis_errors
+from broker.connection import Broker
+from broker.secret import load as load_secret
 
 KEEP_SECONDS = 400 * 86_400  # as long as browsers allow
 
@@ -51,9 +51,7 @@ class Sessions:
 
     async def _get_secret(self) -> bytes:
         if not self._secret:
-            async with redis_errors():
-                await self._broker.redis.set(keys.SECRET, secrets.token_hex(32), nx=True)
-                self._secret = await self._broker.redis.get(keys.SECRET)
+            self._secret = await load_secret(self._broker)
         return self._secret
 
     @staticmethod
