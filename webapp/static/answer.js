@@ -9,7 +9,7 @@ const THOUGHT_SECONDS = 1; // shorter thoughts have no duration
 
 /**
  * An answer. `act(what, detail)` does what its buttons say: again, more (button), continue, rate (rating, button), turn
- * (step). What it shows, its `content`, is {text, reasoning, calls: [{name, text}], thought: seconds}.
+ * (step); a `plain` one has none but that which copies it. What it shows, its `content`, is {text, reasoning, calls: [{name, text}], thought: seconds}.
  */
 export class AnswerView {
   #heading = h("h2", { class: "sr" });
@@ -53,13 +53,16 @@ export class AnswerView {
     h("footer", { class: "turn-foot" }, this.#versions.element, this.#copy, this.#again, ...this.#ratings, this.#more, this.#continue, this.#mark, this.#facts),
   );
 
-  constructor(model, act) {
+  constructor(model, act, { plain = false } = {}) {
     this.#act = act;
     this.model = model;
     this.#more.setAttribute("aria-haspopup", "menu");
     this.#copy.dataset.act = "copy";
     this.#again.dataset.act = "again";
-    for (const one of [this.#again, this.#more, ...this.#ratings]) one.classList.add("act");
+    for (const one of [this.#again, this.#more, ...this.#ratings]) {
+      one.classList.add("act");
+      if (plain) one.remove();
+    }
   }
 
   /** Who writes it; "" while that is not known. */

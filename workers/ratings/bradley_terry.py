@@ -151,7 +151,7 @@ def fit(
     strengths = maximise(cells.wins(), penalty, _begin(start, cells.n))
     covariance = _sandwich(cells, strengths, penalty)
     weights = standing(cells)
-    return described(strengths, _beside(covariance, weights), weights, anchor)
+    return described(strengths, beside(covariance, weights), weights, anchor)
 
 
 def bootstrap(
@@ -310,6 +310,12 @@ def standing(cells: Cells) -> Floats:
     return weights
 
 
+def beside(covariance: Floats, weights: Floats) -> Floats:
+    """The covariance of strengths less their weighted mean, shape (n, n)."""
+    across = covariance @ weights
+    return covariance - across[:, None] - across + weights @ across
+
+
 def described(strengths: Floats, covariance: Floats, weights: Floats, anchor: tuple[int, float] | None) -> Fit:
     """Strengths as scores with intervals and ranks; the covariance is that beside the weighted mean."""
     beside = strengths - weights @ strengths
@@ -354,12 +360,6 @@ def _sandwich(cells: Cells, strengths: Floats, penalty: float) -> Floats:
     inverse = np.linalg.inv(bend)
     covariance: Floats = inverse @ scatter @ inverse
     return covariance
-
-
-def _beside(covariance: Floats, weights: Floats) -> Floats:
-    """The covariance of the strengths less their weighted mean."""
-    across = covariance @ weights
-    return covariance - across[:, None] - across + weights @ across
 
 
 def _redraw(cells: Cells, rng: np.random.Generator, rounds: int) -> Floats:

@@ -1,22 +1,15 @@
 import itertools
 import math
 
+import evalica
 import numpy as np
 import pytest
 
+from leagues import league
 from workers.ratings import bradley_terry
 from workers.ratings.bradley_terry import POINTS, Cells
 
 SURE = 1e-6  # a penalty that only holds the mean
-
-
-def league(rng, strengths, votes, ties=0.0):
-    """Votes on models drawn at random: a, b, outcome."""
-    n = len(strengths)
-    a = rng.integers(0, n, votes)
-    b = (a + rng.integers(1, n, votes)) % n
-    won = rng.random(votes) < 1 / (1 + np.exp(strengths[b] - strengths[a]))
-    return a, b, np.where(rng.random(votes) < ties, 2, np.where(won, 0, 1))
 
 
 def test_the_worked_example_of_wikipedia():
@@ -27,6 +20,19 @@ def test_the_worked_example_of_wikipedia():
     strengths = np.exp(bradley_terry.fit(cells, penalty=SURE).strengths)
     shown = strengths / np.prod(strengths) ** (1 / 4)  # whose geometric mean is 1, as there
     assert shown.round(3) == pytest.approx([0.640, 1.043, 0.660, 2.270], abs=1e-9)
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.3])
+def test_evalica_finds_the_same(ties):
+    rng = np.random.default_rng(8)
+    a, b, outcome = league(rng, rng.normal(size=15), 5000, ties)
+    kinds = np.array([evalica.Winner.X, evalica.Winner.Y, evalica.Winner.Draw])
+    theirs = evalica.bradley_terry(
+        a.tolist(), b.tolist(), kinds[outcome].tolist(), tolerance=1e-12, limit=10_000
+    ).scores
+    goal = np.log(theirs.sort_index().to_numpy())
+    ours = bradley_terry.fit(Cells.of(a, b, outcome, 15), penalty=SURE).strengths
+    assert ours == pytest.approx(goal - goal.mean(), abs=1e-4)
 
 
 def test_counting_one_by_one_or_all_at_once_is_the_same():
