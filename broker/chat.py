@@ -118,6 +118,23 @@ async def answer(broker: Broker, request: ChatRequest, *, low_priority: bool = F
     raise FleetError("The answer ended without a last frame.")
 
 
+async def job(broker: Broker, request: JobRequest) -> Any:
+    """What the `jobs` worker answers.
+
+    Raises:
+        FleetError: the one it ended with.
+    """
+    given: Any = None
+    async with ask(broker, request) as frames:
+        async for received in frames:
+            frame = received.decode()
+            given = given if frame.data is None else frame.data
+            if frame.end is not None:
+                finished(frame, "")
+                return given
+    raise FleetError("The answer ended without a last frame.")
+
+
 def finished(last: Frame, text: str) -> Answer:
     """The answer whose last frame this is; raises the error it ended with."""
     end = last.end or {}

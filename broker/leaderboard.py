@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from broker import chat, keys
 from broker.connection import Broker, redis_errors
-from broker.errors import BadRequest, FleetError
+from broker.errors import BadRequest
 from broker.messages import JobRequest, new_id, pack, unpack
 
 ALL = "all"
@@ -63,7 +63,10 @@ async def load(broker: Broker, request: BoardRequest) -> Board | None:
         BadRequest: a date is none.
     """
     request.check()
-    return await _kept(broker, request.field) if request.kept else await _asked(broker, request)
+    if request.kept:
+        return await _kept(broker, request.field)
+    board: Board | None = (await chat.job(broker, request))["board"]
+    return board
 
 
 async def fields(broker: Broker) -> list[str]:
@@ -105,15 +108,3 @@ async def _kept(broker: Broker, field: str) -> dict[str, Any] | None:
         return None
     board: dict[str, Any] = unpack(found)
     return board
-
-
-async def _asked(broker: Broker, request: BoardRequest) -> Board | None:
-    board: Board | None = None
-    async with chat.ask(broker, request) as frames:
-        async for received in frames:
-            frame = received.decode()
-            board = board if frame.data is None else frame.data["board"]
-            if frame.end is not None:
-                chat.finished(frame, "")
-                return board
-    raise FleetError("The answer ended without a last frame.")

@@ -42,6 +42,10 @@ class Sessions:
             )
         return owner
 
+    async def key(self, purpose: str) -> bytes:
+        """A key for something beside the cookie, the same in every web process of the fleet."""
+        return hmac.digest(await self._get_secret(), f"key {purpose}".encode(), "sha256")
+
     async def _read(self, request: web.Request) -> tuple[str, bool]:
         secret = await self._get_secret()
         owner, _, signature = request.cookies.get(self._name(secret), "").partition(".")

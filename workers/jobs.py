@@ -13,13 +13,16 @@ from arq.worker import Function, func
 
 from broker import rules
 from broker.connection import Broker
+from broker.errors import Unavailable
 from broker.leaderboard import BoardRequest
 from broker.messages import JOBS, JobRequest, ModelCard
+from broker.moderation import ModerationRequest
 from broker.tasks import stop
 from workers import chat
 from workers.chat import Earlier
 from workers.engine import Piece
 from workers.leaderboard import Leaderboard
+from workers.moderation import Check, open_check
 from workers.publisher import Outgoing
 
 Handler = Callable[["Jobs", Any], Awaitable[Any]]
@@ -37,10 +40,11 @@ class Jobs:
     steps = 0
     busy = False  # a job that takes long is no hung engine; its time limit ends it
 
-    def __init__(self, broker: Broker, arena: rules.Rules) -> None:
+    def __init__(self, broker: Broker, arena: rules.Rules, moderation: Check | None) -> None:
         self.broker = broker
         self.rules = arena
         self.slots = broker.config.slots
+        self.moderation = moderation
         self.leaderboard = Leaderboard(broker, arena)
         self._work = asyncio.create_task(self.leaderboard.run())
 
@@ -52,6 +56,8 @@ class Jobs:
     async def close(self) -> None:
         """Stop what it does beside the queue."""
         await stop(self._work)
+        if self.moderation:
+            await self.moderation.close()
         if not self._work.cancelled() and (error := self._work.exception()):
             raise error
 
@@ -60,17 +66,23 @@ async def open_jobs(broker: Broker) -> Jobs:
     """The jobs, ready.
 
     Raises:
-        SetupError: the arena's rules cannot be read.
+        SetupError: the arena's rules cannot be read, or what they need for moderation cannot be used.
     """
     arena = await asyncio.to_thread(rules.read, broker.config.arena_file)
-    return Jobs(broker, arena)
+    return Jobs(broker, arena, await open_check(broker, arena.moderation))
 
 
 async def _board(jobs: Jobs, request: BoardRequest) -> Any:
     return {"board": await jobs.leaderboard.compute(request)}
 
 
-HANDLERS: Mapping[type[JobRequest], Handler] = {BoardRequest: _board}
+async def _moderate(jobs: Jobs, request: ModerationRequest) -> Any:
+    if jobs.moderation is None:
+        raise Unavailable("This jobs worker has an arena file without [moderation]. It reads it only when it starts.")
+    return {"why": await jobs.moderation.why(request.texts)}
+
+
+HANDLERS: Mapping[type[JobRequest], Handler] = {BoardRequest: _board, ModerationRequest: _moderate}
 
 
 def functions() -> list[Function]:

@@ -82,15 +82,16 @@ class Leaderboard:
                     await self._take(entries)
                 if len(entries) == BATCH:
                     continue  # there are more, and what they change need not be shown
-                fresh, self._ballots = ballots is not self._ballots, ballots
-                self._stale(bool(entries) or fresh)
-                self._read.set()
+                changed = bool(entries) or ballots is not self._ballots
                 if time.monotonic() - looked > LOOK_SECONDS:
                     looked = time.monotonic()
                     if await keep_trying(partial(self._lost, last)):
                         logger.warning("votes have gone from Redis; the rest is read again")
                         break
-                    self._stale(await keep_trying(self._look_at_cards))
+                    changed |= await keep_trying(self._look_at_cards)
+                self._ballots = ballots
+                self._stale(changed)
+                self._read.set()
 
     async def _entries(self, last: bytes) -> list[Entry]:
         found = await self._broker.redis.xread({keys.VOTES: last}, count=BATCH, block=BLOCK_MS)
@@ -116,13 +117,10 @@ class Leaderboard:
         return bool(length < seen or (seen and not found))
 
     async def _look_at_cards(self) -> bool:
-        """Whether something that boards show of models has changed."""
+        """Whether something has changed of what boards show of models."""
         encoded = await self._broker.redis.hgetall(keys.MODELS)
-        cards = {card.name: card for card in map(ModelCard.decode, encoded.values())}
-        before, self._cards = self._cards, cards
-        return {name: _shown(card) for name, card in cards.items()} != {
-            name: _shown(card) for name, card in before.items()
-        }
+        before, self._cards = self._cards, {card.name: card for card in map(ModelCard.decode, encoded.values())}
+        return any(_shown(before.get(name)) != _shown(self._cards.get(name)) for name in self._incoming.names)
 
     def _stale(self, changed: bool) -> None:
         if changed:
@@ -224,6 +222,6 @@ def _rest(seconds: float) -> float:
     return REST * seconds if seconds > QUICK_SECONDS else 0.0
 
 
-def _shown(card: ModelCard) -> tuple[Any, ...]:
+def _shown(card: ModelCard | None) -> tuple[Any, ...]:
     """What boards show of a model."""
-    return card.organisation, card.licence, card.link, card.context
+    return (card.organisation, card.licence, card.link, card.context) if card else ()

@@ -56,14 +56,14 @@ def make_settings(config: Config | None = None) -> type:
 
 
 def _jobs() -> list[Any]:
-    """The functions of the role `jobs`. Only it needs numpy, and only here."""
+    """The functions of the role `jobs`. What it needs beside the others is imported only here."""
     try:
         functions: list[Any] = import_module("workers.jobs").functions()
     except ModuleNotFoundError as error:
-        if error.name != "numpy":
+        if error.name not in ("numpy", "regex"):
             raise
         raise SetupError(
-            "The jobs worker needs numpy, which is not installed: pip install 'fleetchat[jobs]'."
+            f"The jobs worker needs {error.name}, which is not installed: pip install 'fleetchat[jobs]'."
         ) from None
     return functions
 

@@ -9,20 +9,15 @@ import argparse
 import asyncio
 import base64
 import sys
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from playwright.async_api import Error, async_playwright
+from playwright.async_api import Error
 
-from broker import embedded
 from screenshots.stage import Stage
 from screenshots.states import STATES
-from webpage import CHROMIUM, FLAGS
 
 HEIGHTS = {360: 640, 390: 844, 768: 1024, 1440: 900, 3840: 2160}
 WIDTHS = (390, 768, 1440)
@@ -41,17 +36,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--contrast", action="store_true", help="high contrast")
     parser.add_argument("--readme", action="store_true", help="the README's pictures instead")
     return parser.parse_args()
-
-
-@asynccontextmanager
-async def stage() -> AsyncIterator[Stage]:
-    """A fleet and a browser before it."""
-    with tempfile.TemporaryDirectory() as data, embedded.running(Path(data)) as (redis_url, _):
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            async with Stage.open(redis_url, Path(data), browser) as made:
-                yield made
-            await browser.close()
 
 
 async def take(stage: Stage, asked: argparse.Namespace, name: str, width: int, schemes: tuple[str, ...]) -> bool:
@@ -84,7 +68,7 @@ async def main() -> int:
     asked = arguments()
     asked.folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    async with stage() as made:
+    async with Stage.open() as made:
         if asked.readme:
             for one in README:
                 await picture(made, asked.folder, *one)

@@ -5,12 +5,13 @@ is somebody with a browser, a shelf of conversations and one tab.
 """
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from broker import embedded, keys, queues, registry, shelf, streams, transcripts
 from broker.config import Config
@@ -23,7 +24,7 @@ from broker.tasks import beside
 from fleet_process import environment, wait_for_port, web, worker
 from helpers import eventually, request
 from screenshots import talks
-from webpage import Visitor, ready
+from webpage import CHROMIUM, FLAGS, Visitor, console, ready
 
 MODELS = """
 [models.pocket]
@@ -74,6 +75,7 @@ class Visit(Visitor):
     def __init__(self, stage: "Stage", tab: Page, owner: str) -> None:
         super().__init__(stage.url, tab)
         self.stage, self.broker, self.owner = stage, stage.broker, owner
+        self.console = console(tab)
 
     async def home(self, model: str = "large", path: str = "/") -> None:
         """The chat page with a model that may be asked."""
@@ -163,8 +165,18 @@ class Stage:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, redis_url: str, folder: Path, browser: Browser) -> AsyncIterator["Stage"]:
-        """On an empty server, whose second database is that of the fleet without models."""
+    async def open(cls) -> AsyncIterator["Stage"]:
+        """With a browser, and a server whose second database is that of the fleet without models."""
+        with tempfile.TemporaryDirectory() as data, embedded.running(Path(data)) as (redis_url, _):
+            async with async_playwright() as playwright:
+                browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+                async with cls._fleet(redis_url, Path(data), browser) as stage:
+                    yield stage
+                await browser.close()
+
+    @classmethod
+    @asynccontextmanager
+    async def _fleet(cls, redis_url: str, folder: Path, browser: Browser) -> AsyncIterator["Stage"]:
         (folder / "models.toml").write_text(MODELS)
         config = Config.from_env(environment(redis_url, data=folder, lease_seconds=LEASE))
         ports = [embedded.free_port() for _ in range(2)]
