@@ -44,7 +44,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_no_other():
 
 def test_every_command_and_option_of_up_is_named():
     commands = get_command(cli).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"up", "status", "ask", "chat", "drain", "keys", "votes"}
+    assert set(commands) == {"up", "status", "ask", "chat", "drain", "keys", "votes", "leaderboard"}
     for name in commands:
         assert f"fleetchat {name}" in README
     for option in commands["up"].params:
