@@ -7,7 +7,6 @@ models are called leaves this module only through `Battle.models`, and `Battle.s
 """
 
 import asyncio
-import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from broker.errors import (
 )
 from broker.messages import Message, new_id, unpack
 from broker.rules import Rules
+from broker.secret import salted
 from broker.votes import WINNERS, compress
 
 SIDES = ("a", "b")
@@ -104,20 +104,6 @@ class Battle:
 
     def shown(self) -> dict[str, Any]:
         """What its owner's page may see: of a blind round nothing but the texts until it is over."""
-        open_book = self.revealed
-
-        def side(answer: SideAnswer | None) -> dict[str, Any] | None:
-            if answer is None:
-                return None
-            plain: dict[str, Any] = {"text": answer.text, "done": answer.done}
-            more = {
-                "reasoning": answer.reasoning,
-                "reason": answer.reason,
-                "usage": answer.usage,
-                "timings": answer.timings,
-            }
-            return plain | {name: value for name, value in more.items() if open_book and value}
-
         return {
             "battle": self.battle_id,
             "kind": self.kind,
@@ -127,8 +113,38 @@ class Battle:
             "winner": self.winner,
             "why": self.why,
             "vote": self.votable,
-            "turns": [{"text": turn.text, "a": side(turn.a), "b": side(turn.b)} for turn in self.turns],
+            "turns": [self._shown(turn) for turn in self.turns],
         }
+
+    def _shown(self, turn: BattleTurn) -> dict[str, Any]:
+        """A turn. While it is blind, no side is seen to have ended before the other, or to have been ahead when both were stopped."""
+        a, b, shortest = turn.a, turn.b, None
+        if self.state == "void" and self.why:
+            a = b = None  # what a check objected to is not shown again
+        elif not self.revealed:
+            a, b = (a, b) if a and b else (None, None)
+            if a and b and not (a.done and b.done):
+                shortest = min(len(a.text), len(b.text))
+        return {"text": turn.text, "a": self._side(a, shortest), "b": self._side(b, shortest)}
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """What a link to it shows: questions, answers with their `side` and, once known, `model`, and at last who won."""
+        said: list[dict[str, Any]] = []
+        for turn, shown in zip(self.turns, self.shown()["turns"], strict=True):
+            said.append({"role": "user", "parts": [{"kind": "text", "text": turn.text}]})
+            for side, model in zip(SIDES, self.names, strict=True):
+                text = (shown[side] or {}).get("text", "")
+                said.append(
+                    {"role": "assistant", "side": side, "model": model, "parts": [{"kind": "text", "text": text}]}
+                )
+        return [*said, {"role": "verdict", "winner": self.winner, "parts": []}]
+
+    def _side(self, answer: SideAnswer | None, length: int | None) -> dict[str, Any] | None:
+        if answer is None:
+            return None
+        plain: dict[str, Any] = {"text": answer.text[:length], "done": answer.done}
+        more = {name: getattr(answer, name) for name in ("reasoning", "reason", "usage", "timings")}
+        return plain | {name: value for name, value in more.items() if self.revealed and value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +251,14 @@ class Voter:
     network: str
 
     @classmethod
-    def of(cls, secret: bytes, owner: str, address: str) -> "Voter":
+    def of(cls, salt: bytes, owner: str, address: str) -> "Voter":
         """Of a session at an IP address; what is no address counts as one of its own."""
-        return cls(*(_salted(secret, what) for what in (f"session {owner}", f"address {address}", _network(address))))
+        return cls(salted(salt, f"session {owner}"), at_address(salt, address), salted(salt, _network(address)))
+
+
+def at_address(salt: bytes, address: str) -> str:
+    """The salted hash of whoever is at an address."""
+    return salted(salt, f"address {address}")
 
 
 async def vote(broker: Broker, rules: Rules, battle_id: str, owner: str, winner: str, voter: Voter) -> Battle:
@@ -293,10 +314,6 @@ def _entry(battle: Battle, voter: Voter) -> list[str]:
         "style_a", " ".join(map(str, found.style_a)), "style_b", " ".join(map(str, found.style_b)),
         "leak", str(int(found.leak)),
     ]  # fmt: skip
-
-
-def _salted(secret: bytes, what: str) -> str:
-    return hashlib.blake2b(what.encode(), key=secret[:64], digest_size=9).hexdigest()
 
 
 def _network(address: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from broker import queues, streams
 from broker.connection import Broker
 from broker.errors import FleetError, PromptEmpty, PromptTooLarge, from_map
-from broker.messages import ChatRequest, EmbedRequest, Frame, Request, TokenRequest
+from broker.messages import ChatRequest, EmbedRequest, Frame, JobRequest, Request, TokenRequest
 from broker.queues import Bout, Turn
 from broker.streams import Reader
 
@@ -21,6 +21,7 @@ ADVICE = {
     ChatRequest: ("The conversation", "Shorten the message, or start a new conversation."),
     EmbedRequest: ("The input", "Send fewer texts at once."),
     TokenRequest: ("What was sent", "Send less at once."),
+    JobRequest: ("What was sent", "Send less at once."),
 }
 """What is too large, and what to do."""
 
@@ -68,7 +69,7 @@ def check_size(broker: Broker, request: Request) -> None:
         raise PromptEmpty("An input is empty. Leave it out.", param=param) if param else PromptEmpty
     size, limit = request.size, request.ROOM * broker.config.prompt_bytes
     if size > limit:
-        what, advice = ADVICE[type(request)]
+        what, advice = next(advice for kind, advice in ADVICE.items() if isinstance(request, kind))
         times = f"{request.ROOM} times " if request.ROOM > 1 else ""
         raise PromptTooLarge(
             f"{what} has {size} bytes, and this server takes {limit} ({times}FLEETCHAT_PROMPT_BYTES). {advice}",
@@ -114,6 +115,23 @@ async def answer(broker: Broker, request: ChatRequest, *, low_priority: bool = F
             text.add(frame)
             if frame.end is not None:
                 return finished(frame, str(text))
+    raise FleetError("The answer ended without a last frame.")
+
+
+async def job(broker: Broker, request: JobRequest) -> Any:
+    """What the `jobs` worker answers.
+
+    Raises:
+        FleetError: the one it ended with.
+    """
+    given: Any = None
+    async with ask(broker, request) as frames:
+        async for received in frames:
+            frame = received.decode()
+            given = given if frame.data is None else frame.data
+            if frame.end is not None:
+                finished(frame, "")
+                return given
     raise FleetError("The answer ended without a last frame.")
 
 

@@ -12,21 +12,21 @@ import signal
 import sys
 import time
 import webbrowser
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from broker import accounts, chat, fleet, registry, sources
+from broker import accounts, chat, cli_votes, fleet, registry, sources
 from broker.config import Config, data_folder
 from broker.connection import Broker
+from broker.console import DataOption, err, find_fleet, new_table, out, reach, run
 from broker.errors import BadRequest, FleetError, SetupError
 from broker.logs import hide
 from broker.messages import ChatRequest, Message, Sampling
@@ -40,11 +40,9 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke keys of the API.")
 app.add_typer(keys_app, name="keys")
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+app.add_typer(cli_votes.app, name="votes")
 
 LOOK_SECONDS = 1.0
-REDIS_SECONDS = 3.0
 DRAIN_LOOK_SECONDS = 0.1
 SLACK_SECONDS = 5.0  # beyond the time that a worker has to drain
 COUNTS = ("asked", "refused", "done", "stopped", "failed", "requeued", "crashed", "fenced")
@@ -62,10 +60,6 @@ WORDS = {  # in `counts:MODEL` -> the column that they are in; how else a reques
     "fenced": "fenced",
 }
 SHOWN = 3  # names of a worker's models in its line
-
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder for conversations and logs.", show_default=False)
-]
 
 
 def main() -> None:
@@ -127,10 +121,14 @@ async def _watch(config: Config, groups: Sequence[fleet.Group], browser: bool) -
         if browser and _has_display():
             webbrowser.open(running.url)
         told = {name: _state_text(s) for name, s in states.items()}
+        jobs = running.jobs
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if running.web.gave_up.is_set():
                 raise SetupError(running.web.last_words())
+            if jobs and jobs.gave_up.is_set():
+                out.print(f"[yellow]{escape(f'{jobs.name} does not run: {jobs.last_words()}')}[/yellow]")
+                jobs = None
             try:
                 states = await running.states()
             except FleetError:
@@ -171,12 +169,12 @@ def status(
     data: DataOption = None,
 ) -> None:
     """Show models, workers, busy slots, waiting requests and tokens a second."""
-    _run(_status(_find_fleet(data), watch))
+    run(_status(find_fleet(data), watch))
 
 
 async def _status(config: Config, watch: bool) -> None:
     async with Broker.open(config) as broker:
-        await _reach(broker)
+        await reach(broker)
         if not watch:
             out.print(await _tables(broker))
             return
@@ -195,12 +193,8 @@ async def _tables(broker: Broker) -> Table:
     return grid
 
 
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, pad_edge=False, header_style="bold")
-
-
 def _model_table(models: list[ModelState]) -> Table:
-    table = _table("model", "state", "workers", "busy", "slots", "waiting", "tokens/s")
+    table = new_table("model", "state", "workers", "busy", "slots", "waiting", "tokens/s")
     for m in models:
         shown = m.to_map()
         table.add_row(
@@ -214,7 +208,7 @@ def _model_table(models: list[ModelState]) -> Table:
 
 
 def _worker_table(workers: list[WorkerState]) -> Table:
-    table = _table("worker", "models", "state", "busy", "slots", "tokens/s", "device", "pid")
+    table = new_table("worker", "models", "state", "busy", "slots", "tokens/s", "device", "pid")
     for w in workers:
         names, more = w.models[:SHOWN], len(w.models) - SHOWN
         served = " ".join([*names, f"+{more}"] if more > 0 else names)
@@ -227,7 +221,7 @@ def _worker_table(workers: list[WorkerState]) -> Table:
 
 
 def _count_table(counts: dict[str, dict[str, int]]) -> Table:
-    table = _table("model", *COUNTS)
+    table = new_table("model", *COUNTS)
     table.title, table.title_justify = "since the first start", "left"
     for model, fields in counts.items():
         sums = dict.fromkeys(COUNTS, 0)
@@ -245,12 +239,12 @@ def drain(
     data: DataOption = None,
 ) -> None:
     """Let one worker finish what it writes, or hand it over, and end."""
-    _run(_drain(_find_fleet(data), worker))
+    run(_drain(find_fleet(data), worker))
 
 
 async def _drain(config: Config, part: str) -> None:
     async with Broker.open(config) as broker:
-        await _reach(broker)
+        await reach(broker)
         worker_id = _choose(await registry.workers(broker), part).worker_id
         patience, busy = config.drain_seconds + SLACK_SECONDS, 0.0
         deadline = time.monotonic() + patience
@@ -301,12 +295,12 @@ def ask(
     messages = [Message("system", system)] if system else []
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     request = ChatRequest(model, (*messages, Message("user", said)), sampling)
-    _run(_ask(_find_fleet(data), request))
+    run(_ask(find_fleet(data), request))
 
 
 async def _ask(config: Config, request: ChatRequest) -> None:
     async with Broker.open(config) as broker:
-        await _reach(broker)
+        await reach(broker)
         begun, text = time.monotonic(), chat.Text()
         first: float | None = None
         async with chat.ask(broker, request) as frames:
@@ -349,15 +343,15 @@ def talk(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed}
     settings: dict[str, int | float | None] = {name: value for name, value in given.items() if value is not None}
     look = terminal.Look(plain=plain, multiline=multiline)
-    config, question = _find_fleet(data), terminal.piped()  # a pipe is read before anything runs beside it
+    config, question = find_fleet(data), terminal.piped()  # a pipe is read before anything runs beside it
 
     async def work() -> None:
         async with Broker.open(config) as broker:
-            await _reach(broker)
+            await reach(broker)
             history = (data or config.data) / "chat.history"
             await terminal.run(broker, history, model, terminal.Talk(system=system, settings=settings), look, question)
 
-    _run(work())
+    run(work())
 
 
 @keys_app.command("create")
@@ -374,12 +368,12 @@ def create_key(
     allowed = [model.strip() for model in models.split(",") if model.strip()]
     until = _parse_time(expires) if expires else 0.0
     limits = {"models": allowed, "rpm": rpm, "tpm": tpm, "at_once": at_once, "expires": until}
-    _run(_create_key(_find_fleet(data), name, limits))
+    run(_create_key(find_fleet(data), name, limits))
 
 
 async def _create_key(config: Config, name: str, limits: dict[str, Any]) -> None:
     async with Broker.open(config) as broker:
-        await _reach(broker)
+        await reach(broker)
         key, account = await accounts.create(broker, name, **limits)
         print(key)
         err.print(f"[dim]{account.id}: keep it, it cannot be shown again.[/dim]")
@@ -388,14 +382,14 @@ async def _create_key(config: Config, name: str, limits: dict[str, Any]) -> None
 @keys_app.command("list")
 def list_keys(data: DataOption = None) -> None:
     """Show all keys, their limits and when they end; never the keys themselves."""
-    _run(_list_keys(_find_fleet(data)))
+    run(_list_keys(find_fleet(data)))
 
 
 async def _list_keys(config: Config) -> None:
     async with Broker.open(config) as broker:
-        await _reach(broker)
+        await reach(broker)
         found = await accounts.listed(broker)
-    table = _table("name", "id", "models", "requests/min", "tokens/min", "at once", "created", "expires")
+    table = new_table("name", "id", "models", "requests/min", "tokens/min", "at once", "created", "expires")
     for account in found:
         limits = [str(limit or "no limit") for limit in (account.rpm, account.tpm, account.at_once)]
         until = ("expired " if account.expired else "") + (_show_time(account.expires) if account.expires else "never")
@@ -407,12 +401,12 @@ async def _list_keys(config: Config) -> None:
 @keys_app.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="A key's name, or its id.")], data: DataOption = None) -> None:
     """Take a key away; the next call with it is refused."""
-    _run(_revoke_key(_find_fleet(data), name))
+    run(_revoke_key(find_fleet(data), name))
 
 
 async def _revoke_key(config: Config, name: str) -> None:
     async with Broker.open(config) as broker:
-        await _reach(broker)
+        await reach(broker)
         account = await accounts.revoke(broker, name)
         out.print(f"{escape(account.name)} ({account.id}) is revoked.")
 
@@ -434,33 +428,6 @@ def _parse_time(text: str) -> float:
 
 def _show_time(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
-
-
-def _find_fleet(data: Path | None) -> Config:
-    """The fleet that REDIS_URL names, or else the one that `fleetchat up` runs, or has run last, on this machine."""
-    config = Config.from_env()
-    note = (data or config.data or data_folder()) / "redis.url"
-    if "REDIS_URL" not in os.environ and note.exists():
-        config = replace(config, redis_url=note.read_text().strip())
-    return config
-
-
-async def _reach(broker: Broker) -> None:
-    try:
-        async with asyncio.timeout(REDIS_SECONDS):
-            await broker.redis.ping()
-    except Exception:
-        raise SetupError(
-            f"There is no fleet at {hide(broker.config.redis_url)}. Start one with: fleetchat up. "
-            "One elsewhere is found by --data or REDIS_URL."
-        ) from None
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.run(work)
-    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter: told to end by a signal
-        sys.exit(130)
 
 
 def _state_text(state: ModelState) -> str:

@@ -63,8 +63,8 @@ class Config:
     role: str = _setting(
         "FLEETCHAT_ROLE",
         "auto",
-        "what a worker does: `model` answers, `embed` gives vectors; `auto` looks at the model's files",
-        one_of=("auto", "model", "embed"),
+        "what a worker does: `model` answers, `embed` gives vectors, `jobs` computes the leaderboard and has no model; `auto` looks at the model's files",
+        one_of=("auto", "model", "embed", "jobs"),
     )
     slots: int = _setting("FLEETCHAT_SLOTS", 32, "answers that one worker writes at once", at_least=1)
     device: str = _setting("FLEETCHAT_DEVICE", "auto", "`cuda`, `mps`, `xpu`, `npu`, `cpu`, or `auto`")

@@ -25,12 +25,15 @@ raised where they are known and caught in two places: the web middleware (a page
     │   └── RateLimited           429  rate_limit_exceeded  an API key's requests or tokens a minute are used up
     ├── Unavailable               503  unavailable
     │   ├── NoWorker              503  no_worker
+    │   ├── TooFewModels          503  two_models           no two models that may meet in a battle are running
+    │   ├── BoutRefused           503  bout_refused         a side of a blind round was not accepted
     │   ├── WaitedTooLong         503  waited_too_long
     │   ├── ShuttingDown          503  shutting_down        this web process ends; another one may be there
     │   ├── StorageFull           503  storage
     │   └── RedisAway             503  redis_away
     ├── RanTooLong                504  ran_too_long
     ├── WorkerLost                502  worker_lost          the request brought down its workers
+    ├── SideFailed                502  side_failed          one side of a battle failed, so its round is void
     ├── EngineFailed              500  engine_failed
     │   ├── StepFailed            500  engine_failed        a step of the model failed under several requests: each is tried again
     │   └── UpstreamFailed        502  upstream_failed      the server behind a remote model broke off or made no sense
@@ -162,6 +165,18 @@ class NoWorker(Unavailable):
     sentence = "No worker serves this model right now. Pick another model, or start a worker for it."
 
 
+class TooFewModels(Unavailable):
+    code = "two_models"
+    sentence = "A battle needs two models, and fewer are running right now. Please try again in a moment."
+
+
+class BoutRefused(Unavailable):
+    """Which model it was, and why, would betray it."""
+
+    code = "bout_refused"
+    sentence = "One of the two models cannot answer right now. Please try again in a moment, or begin a new round."
+
+
 class WaitedTooLong(Unavailable):
     code = "waited_too_long"
     sentence = "No worker had a free place in time. Please try again, or pick another model."
@@ -190,6 +205,11 @@ class RanTooLong(FleetError):
 class WorkerLost(FleetError):
     status, code = 502, "worker_lost"
     sentence = "The workers that tried to answer this went down one after another, so it was given up."
+
+
+class SideFailed(FleetError):
+    status, code = 502, "side_failed"
+    sentence = "One of the two answers has failed, so this round is void. Begin a new one."
 
 
 class EngineFailed(FleetError):

@@ -1,7 +1,7 @@
 """`fleetchat up`: a whole fleet on one machine, as child processes.
 
-The embedded Valkey (unless REDIS_URL is set), a worker for each group of models, and the web app, each in a session of its own
-with its output in DATA/logs. A child that dies is started again after a growing pause, except a worker that says by
+The embedded Valkey (unless REDIS_URL is set), a worker for each group of models, one for the role `jobs`, and the web app,
+each in a session of its own with its output in DATA/logs. A child that dies is started again after a growing pause, except a worker that says by
 exit code 2 that it never can, or by 0 that it has drained. Stopping is web, workers, Valkey, in that order, within 5 seconds.
 """
 
@@ -27,6 +27,7 @@ from broker.config import Config
 from broker.connection import Broker, connect
 from broker.errors import FleetError, SetupError
 from broker.logs import hide
+from broker.messages import JOBS
 from broker.registry import ModelState
 from broker.sources import ModelSource
 from broker.tasks import stop
@@ -37,6 +38,7 @@ WEB_SECONDS, WORKER_SECONDS, SERVER_SECONDS = 1.2, 2.8, 0.8  # to stop: 5 s toge
 DRAIN_SECONDS = 2.0
 CANNOT_START = 2
 LOG_BYTES = 10_000_000
+ARQ = (sys.executable, "-m", "arq", "workers.Settings")
 
 Tell = Callable[[str], None]
 Group = Sequence[ModelSource]
@@ -124,6 +126,7 @@ class Fleet:
     groups: Sequence[Group]
     workers: Sequence[Child]  # one for each group
     web: Child
+    jobs: Child | None  # None: it cannot run here
 
     @property
     def models(self) -> list[ModelSource]:
@@ -196,10 +199,11 @@ async def running(config: Config, groups: Sequence[Group], tell: Tell) -> AsyncI
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, computing))))
             web = Child("The web app", [sys.executable, "-m", "webapp"], env, logs / "web.log", tell)
             workers = [_worker(group, config, env, logs, tell) for group in groups]
-            children = [(web, WEB_SECONDS), *((worker, WORKER_SECONDS) for worker in workers)]
+            jobs = _jobs(config, env, logs, tell)
+            children = [(web, WEB_SECONDS), *((worker, WORKER_SECONDS) for worker in (*workers, jobs) if worker)]
             tasks += [asyncio.create_task(child.keep_running()) for child, _ in children]
             async with Broker.open(config) as broker:
-                yield Fleet(config, broker, groups, workers, web)
+                yield Fleet(config, broker, groups, workers, web, jobs)
         finally:
             await stop(*tasks)
             for child, seconds in children[:1]:
@@ -282,12 +286,25 @@ async def _check_redis(url: str) -> None:
 
 
 def _worker(group: Group, config: Config, env: dict[str, str], logs: Path, tell: Tell) -> Child:
-    drain = str(min(config.drain_seconds, DRAIN_SECONDS))
-    env = env | {"FLEETCHAT_MODEL": ",".join(map(str, group)), "FLEETCHAT_DRAIN_SECONDS": drain}
+    env = env | {"FLEETCHAT_MODEL": ",".join(map(str, group)), "FLEETCHAT_DRAIN_SECONDS": _drain(config)}
     name, more = group[0].name, len(group) - 1
     log = logs / f"worker-{name.replace('/', '_')}{f'+{more}' if more else ''}.log"
     of = f"{name} and {more} more" if more else name
-    return Child(f"The worker of {of}", [sys.executable, "-m", "arq", "workers.Settings"], env, log, tell, drains=True)
+    return Child(f"The worker of {of}", ARQ, env, log, tell, drains=True)
+
+
+def _jobs(config: Config, env: dict[str, str], logs: Path, tell: Tell) -> Child | None:
+    if importlib.util.find_spec("numpy") is None:
+        tell("There is no leaderboard, since numpy is not installed: pip install 'fleetchat[jobs]'.")
+        return None
+    metrics = config.metrics if config.metrics == "off" else f"{config.metrics.rpartition(':')[0]}:0"
+    more = {"FLEETCHAT_ROLE": JOBS, "FLEETCHAT_MODEL": "", "FLEETCHAT_METRICS": metrics}
+    env = env | more | {"FLEETCHAT_DRAIN_SECONDS": _drain(config)}
+    return Child("The jobs worker", ARQ, env, logs / "jobs.log", tell, drains=True)
+
+
+def _drain(config: Config) -> str:
+    return str(min(config.drain_seconds, DRAIN_SECONDS))
 
 
 def _flat(groups: Sequence[Group]) -> list[ModelSource]:

@@ -39,13 +39,13 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     retained             string   kept                web                   web          the days that all conversations were last given
     presets:OWNER        hash     kept                presets               web          name → settings that a person saved (JSON)
     battle:ID            hash     1 day                bout reveal settle end web          a round of the arena: models, turns, answers, state
-    votes                stream   kept                settle import         jobs export  one entry a vote, see broker/votes.py
-    voted                hash     until archived      settle import         jobs export  battle id → what was said in it (zlib of msgpack)
+    votes                stream   kept                settle record         jobs export  one entry a vote, see broker/votes.py
+    voted                hash     kept                settle record archive jobs export  a vote's battle id → what was said in it (zlib of msgpack); "": in a file
     voting:WHO           string   1 day               settle                settle       votes of a session, an address or a network in a day
     boards               hash     kept                jobs worker           web          leaderboards by filter, and the table that pairs are drawn by (msgpack)
     labels               hash     kept                jobs worker           jobs         battle id → categories that a judge gave it (JSON)
     ratings              stream   the last 100 000    threads               people       what was rated: model, rating, note, ids
-    secret               string   kept                web, once             web          signs the cookies
+    secret               string   kept                web or import, once   web import   signs the cookies, salts voters
     accounts             hash     kept                fleetchat keys        web          SHA-256 of an API key → whose it is, and its limits (msgpack)
     rate:ACCOUNT         hash     until it is full    spend                 spend        what a key may still use: requests, tokens, at (ms)
 

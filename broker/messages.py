@@ -38,6 +38,7 @@ BIAS = 10_000
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TOKEN_ID = 2**32 - 1  # the largest
 TOKEN_BYTES = 4  # of text that a token stands for, where a prompt comes as ids
+JOBS = "jobs"  # the queue, and the kind, of what is done without a model
 MOST_INPUTS = 2048  # of one request for vectors; as many as OpenAI takes
 
 
@@ -326,11 +327,53 @@ class TokenRequest:
         return found
 
 
-Request = ChatRequest | EmbedRequest | TokenRequest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """What the `jobs` worker is asked to do; a job is a dataclass under this one, and its answer a frame's `data`.
+
+    A job adds its own fields, which are what msgpack knows, gives `JOB` a name, and has its function in `workers.jobs`.
+    """
+
+    JOB: ClassVar[str]
+    KINDS: ClassVar[tuple[str, ...]] = (JOBS,)
+    ROOM: ClassVar[int] = 8  # as of texts for vectors: a job may be about many
+    BESIDE: ClassVar[bool] = False
+    keep: ClassVar[bool] = False
+    empty: ClassVar[bool] = False
+    model: ClassVar[str] = JOBS
+
+    request_id: str = field(default_factory=new_id)
+    owner: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that it carries."""
+        return len(self.encode())
+
+    def check(self) -> None:
+        """Raises BadRequest when a value is none that the job can have."""
+
+    def encode(self) -> bytes:
+        return pack(_flat(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises BadRequest when the map is of a wrong shape."""
+        try:
+            found = cls(**_known(cls, unpack(data)))
+            found.check()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadRequest(f"The stored request cannot be read: {error!r}.") from error
+        return found
+
+
+Request = ChatRequest | EmbedRequest | TokenRequest | JobRequest
 
 
 def wrong_kind(request: Request) -> BadRequest:
     """What is said when a model cannot do a request of this kind, by its name."""
+    if request.model == JOBS:
+        return BadRequest(f"{JOBS} is no model: it is the worker that computes the leaderboard.", param="model")
     if isinstance(request, EmbedRequest):
         return BadRequest(f"{request.model} is a model that answers and has no embeddings to give.", param="model")
     return BadRequest(f"{request.model} gives embeddings and cannot answer. Use /v1/embeddings.", param="model")
@@ -387,7 +430,7 @@ class ModelCard:
     state: str = "loading"  # loading, ready, failed; a card without a living worker reads as gone
     progress: int = 0  # percent, while loading
     why: str = ""  # one sentence, when failed
-    kind: str = "chat"  # or embedding
+    kind: str = "chat"  # or embedding; jobs: no model, and in no list of them
     parent: str = ""
     context: int = 0  # tokens, prompt and answer together
     abilities: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ prometheus_client's own registry, which is one for the process, as its `process_
     fenced_writes_total
 
     in the web app: what it did itself, and what the scripts counted in Redis for the whole fleet since its first start
-    refused_total, dropped_readers_total, redis_up
+    refused_total, dropped_readers_total, moderated_total, redis_up
     fleet_requests_waiting, fleet_requests_running, fleet_..._total (see COUNTED)
 
     in both: redis_reconnects_total
@@ -96,10 +96,17 @@ REFUSED = Counter(
     "Requests that this process refused by a limit: queue, user, storage, or unserved (no worker has the model).",
     ["limit"],
 )
+MODERATED = Counter(
+    f"{PREFIX}moderated_total",
+    "Checks of the arena's prompts and answers: passed, flagged, or failed (the check could not be made).",
+    ["result"],
+)
 for why in ("behind", "stuck", "silent"):  # a counter that begins with its first event hides that event from rate()
     DROPPED.labels(why)
 for limit in ("queue", "user", "storage", "unserved"):
     REFUSED.labels(limit)
+for result in ("passed", "flagged", "failed"):
+    MODERATED.labels(result)
 
 COUNTED = {
     "accepted": ("fleet_accepted", "", "Requests that were accepted."),

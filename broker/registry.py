@@ -11,7 +11,7 @@ from typing import Any
 from broker import keys, metrics
 from broker.connection import Broker, redis_errors
 from broker.errors import NoSuchModel, NoWorker
-from broker.messages import ModelCard, pack
+from broker.messages import JOBS, ModelCard, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +112,16 @@ async def find(broker: Broker, model: str) -> ModelCard:
 def unknown(model: str) -> NoSuchModel:
     """The refusal of a model that nobody ever offered."""
     metrics.REFUSED.labels("unserved").inc()
+    if model == JOBS:
+        return NoSuchModel("No jobs worker has ever run, and this is its work. Start one with FLEETCHAT_ROLE=jobs.")
     return NoSuchModel(f"No worker has ever offered a model called {model!r}. Pick another one.")
 
 
 def unserved(model: str, why: str) -> NoWorker:
     """The refusal of a model that no worker serves; `why` it failed, or "" when they have gone."""
     metrics.REFUSED.labels("unserved").inc()
+    if model == JOBS:
+        return NoWorker("No jobs worker runs right now, and this is its work. Start one with FLEETCHAT_ROLE=jobs.")
     if why:
         return NoWorker(f"{model} cannot be served: {why}")
     return NoWorker(f"No worker serves {model} right now. Pick another model, or start a worker for it.")
@@ -139,14 +143,17 @@ async def workers(broker: Broker) -> list[WorkerState]:
 
 
 async def models(broker: Broker) -> list[ModelState]:
-    """All models that have a card: ready ones first, then by rank and name. The first one is what a new page shows."""
+    """All models that have a card: ready ones first, then by rank and name. The first one is what a new page shows.
+
+    The `jobs` worker has a card, too, for its queue; it is no model, and not among them.
+    """
     async with redis_errors():
         # Cards first: a worker writes both at once, so whoever sees a new card sees its worker, too.
         async with broker.redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(keys.MODELS)
             pipe.hgetall(keys.SINCE)
             encoded, since = await pipe.execute()
-        cards = [ModelCard.decode(card) for card in encoded.values()]
+        cards = [card for card in map(ModelCard.decode, encoded.values()) if card.kind != JOBS]
         living = await workers(broker)
         async with broker.redis.pipeline(transaction=False) as pipe:
             for card in cards:

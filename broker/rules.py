@@ -68,6 +68,7 @@ class Ratings(Table):
     anchor: Anchor | None = None
     deprecated: list[str] = Field(default_factory=list)  # shown only when asked for
     table: Path | None = None  # FastChat's leaderboard table (CSV): MT-bench, MMLU, organisation, licence, cutoff
+    trusted: list[str] = Field(default_factory=list)  # voters who are not set aside, as the leaderboard lists them
     preliminary: Count = 30  # with fewer votes a model's rank is marked as such
 
 
@@ -80,12 +81,13 @@ class Categories(Table):
 class Moderation(Table):
     """What checks prompts and answers: a list of words, a server with OpenAI's moderation endpoint, or a model of the fleet."""
 
-    words: Path | None = None  # a word or a /regular expression/ a line
+    words: Path | None = None  # a word or a /regular expression/ a line, see `workers.wordlist`
     url: str = ""  # http://host:8000/v1
     upstream: str = ""  # the endpoint's model
     key_env: str = ""  # the environment variable that holds the endpoint's key
     model: str = ""
     fails: Literal["open", "closed"] = "closed"  # what happens when it cannot say
+    before: bool = False  # whether answers are shown only when they are whole and checked
 
     @property
     def on(self) -> bool:

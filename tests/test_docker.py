@@ -10,12 +10,14 @@ from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from broker import accounts, chat, keys, registry
+from broker import accounts, chat, keys, leaderboard, registry, votes
 from broker.connection import Broker
+from broker.leaderboard import BoardRequest
 from fleet_process import worker as worker_process
-from helpers import eventually, request
+from helpers import cast, eventually, request
 from webapp.app import create_app
 from webclient import Page
+from workers import labels
 
 DOCKER = Path(__file__).parents[1] / "docker"
 
@@ -114,6 +116,33 @@ async def _ready(broker: Broker) -> bool:
     return [m.state for m in await registry.models(broker)] == ["ready"]
 
 
+@pytest.mark.timeout(30)
+async def test_a_jobs_worker_needs_no_more_than_its_user_may(broker, users, config, tmp_path, worker_in):
+    arena = tmp_path / "arena.toml"
+    arena.write_text('[categories]\njudge = "echo"\n')
+    await cast(broker, 3)
+    judged = "\n".join(f"{name}: yes" for name in labels.CATEGORIES)  # which the judge, an echo, will say
+    said = votes.compress({"turns": [{"text": judged, "a": {}, "b": {}}]})
+    await broker.redis.hset(keys.VOTED, (await broker.redis.xrange(keys.VOTES, count=1))[0][1][b"battle"], said)
+    await broker.redis.execute_command("ACL", "LOG", "RESET")
+    async with worker_in(), Broker.open(replace(config, redis_url=users["web"])) as web:
+        with worker_process(users["jobs"], tmp_path, role="jobs", arena_file=arena) as process:
+            await eventually(lambda: leaderboard.load(web, BoardRequest(style=True)), 20)
+            assert (await leaderboard.load(web, BoardRequest(since="2026-01-01")))["votes"] == 3
+            await eventually(lambda: broker.redis.hlen(keys.LABELS), 20)
+            await broker.redis.delete(keys.VOTES)
+            await eventually(lambda: _empty(web), 10)
+            process.terminate()
+            assert process.wait(5) == 0
+    log = await broker.redis.execute_command("ACL", "LOG")
+    assert log == [], "somebody was refused something"
+
+
+async def _empty(broker: Broker) -> bool:
+    board = await leaderboard.load(broker, BoardRequest())
+    return board is not None and board["votes"] == 0
+
+
 @pytest.mark.parametrize(
     ("user", "command"),
     [
@@ -123,9 +152,14 @@ async def _ready(broker: Broker) -> bool:
         ("worker", ("XADD", "votes", "*", "a", "b")),
         ("worker", ("ZRANGE", keys.conversations("x"), "0", "-1")),
         ("web", ("HSET", "models", "m", "x")),
+        ("web", ("HSET", keys.BOARDS, "all", "x")),
+        ("worker", ("HGET", keys.BOARDS, "all")),
+        ("jobs", ("XADD", keys.VOTES, "*", "a", "b")),
+        ("jobs", ("HDEL", keys.VOTED, "b")),
+        ("jobs", ("GET", keys.SECRET)),
         ("web", ("HSET", keys.worker("w"), "state", "ready")),
         ("web", ("APPEND", keys.tokens("x"), "1")),
-        *((user, command) for user in ("web", "worker") for command in (("KEYS", "*"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("EVAL", "return 1", "0"), ("ACL", "LIST"), ("PUBLISH", "elsewhere", "x"), ("GET", "elsewhere"))),
+        *((user, command) for user in ("web", "worker", "jobs") for command in (("KEYS", "*"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("EVAL", "return 1", "0"), ("ACL", "LIST"), ("PUBLISH", "elsewhere", "x"), ("GET", "elsewhere"))),
     ],
 )  # fmt: skip
 async def test_what_a_user_has_no_business_with_is_refused(broker, users, user, command):

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import pytest
 from typer.main import get_command
 
-from broker import chat, embedded
+from broker import chat, embedded, rules
 from broker.cli import app as cli
 from broker.config import Config, data_folder
+from broker.pairing import Odds
 from fleet_process import wait_for_port, web
 from helpers import request
 from webapp.app import create_app
@@ -43,11 +44,25 @@ def test_every_setting_is_in_the_table_with_its_default_and_no_other():
 
 def test_every_command_and_option_of_up_is_named():
     commands = get_command(cli).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"up", "status", "ask", "chat", "drain", "keys"}
+    assert set(commands) == {"up", "status", "ask", "chat", "drain", "keys", "votes"}
     for name in commands:
         assert f"fleetchat {name}" in README
     for option in commands["up"].params:
         assert any(o in README for o in [*option.opts, *option.secondary_opts]), option.opts
+
+
+def test_the_arenas_rules_are_taken_as_printed(tmp_path):
+    text = re.search(r"<!-- arena -->\n```toml\n(.*?)\n```", README, re.S)[1]  # type: ignore[index]
+    file = tmp_path / "arena.toml"
+    file.write_text(text)
+    found = rules.read(file)
+    assert found.sampling.never == [("qwen", "qwen-base")]
+    odds = Odds.of(["qwen", "qwen-base", "llama-3", "llama-old", "draft-1", "tiny-1"], found)
+    pairs = {frozenset(pair): p for pair, p in zip(odds.pairs, odds.probabilities, strict=True)}
+    assert frozenset(("qwen", "draft-1")) in pairs
+    assert not any("llama-old" in pair or pair == {"qwen", "qwen-base"} for pair in pairs)
+    mine = sum(p for pair, p in pairs.items() if "qwen" in pair)
+    assert pairs[frozenset(("qwen", "llama-3"))] > 0.4 * mine
 
 
 def test_every_route_is_named(config):

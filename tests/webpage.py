@@ -96,11 +96,9 @@ async def tab() -> AsyncIterator[Page]:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         context = await browser.new_context(viewport={"width": 1280, "height": 800})
         tab = await context.new_page()
-        said: list[str] = []
+        said = console(tab)
         # a page that reconnects cannot keep Chromium from noting that it could not yet
         tab.forgiven = ["WebSocket connection to"]
-        tab.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
-        tab.on("pageerror", lambda e: said.append(str(e)))
         yield tab
         await browser.close()
     assert [s for s in said if not any(known in s for known in tab.forgiven)] == []
@@ -129,6 +127,14 @@ async def visitor(broker: Broker, config: Config, worker_in, tab: Page) -> Async
         yield made
         await tab.goto("about:blank")
     await server.close()
+
+
+def console(tab: Page) -> list[str]:
+    """The errors and warnings in a tab's console from now on: a list that grows."""
+    said: list[str] = []
+    tab.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda e: said.append(str(e)))
+    return said
 
 
 async def ready(broker: Broker, *names: str) -> bool:

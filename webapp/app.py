@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from broker import rules
 from broker.config import Config
 from broker.connection import Broker
 from webapp import (
     access,
+    arena,
     calls,
     conversations,
     docs,
@@ -29,6 +31,7 @@ from webapp import (
     threads,
     transcripts,
 )
+from webapp.arena import ARENA, Arena
 from webapp.calls import CALLS, OpenCalls
 from webapp.docs import DOCS, Docs
 from webapp.languages import PAGES, Pages
@@ -50,11 +53,13 @@ def create_app(config: Config) -> web.Application:
     app[STATICS] = statics.load(languages.scripts())
     app[PAGES] = Pages.load(static=app[STATICS].prefix, prompt_bytes=config.prompt_bytes)
     app[OPEN], app[CALLS], app[DOCS] = OpenSockets(), OpenCalls(), Docs.load()
+    arena_rules = rules.read(config.arena_file)
     app[transcripts.PLACES] = asyncio.Semaphore(transcripts.AT_ONCE)
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
         async with Broker.open(config) as broker, Live(broker).running() as live, Titles(broker).running() as titles:
             app[BROKER], app[LIVE], app[SESSIONS], app[TITLES] = broker, live, Sessions(broker), titles
+            app[ARENA] = Arena(broker, arena_rules, app[SESSIONS])
             yield
 
     app.cleanup_ctx.append(connected)
@@ -67,6 +72,14 @@ def create_app(config: Config) -> web.Application:
         [
             web.get("/", pages.chat, name="home"),
             web.get("/c/{conversation}", pages.chat, name="conversation"),
+            web.get("/arena", arena.page, name="arena"),
+            web.get("/arena/{battle}", arena.page, name="arena-battle"),
+            web.get("/compare", arena.page, name="compare"),
+            web.get("/compare/{battle}", arena.page, name="compare-battle"),
+            web.get("/battles/{battle}", arena.show, name="battle"),
+            web.post("/battles/{battle}/vote", arena.vote, name="battle-vote"),
+            web.post("/battles/{battle}/reveal", arena.reveal, name="battle-reveal"),
+            web.post("/battles/{battle}/share", arena.share, name="battle-share"),
             web.get("/ws", sockets.websocket, name="websocket"),
             web.get("/models", pages.models, name="models"),
             web.get("/conversations", conversations.index, name="conversations"),

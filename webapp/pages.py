@@ -7,9 +7,15 @@ from webapp.languages import render
 from webapp.session import SESSIONS
 from webapp.state import BROKER
 
+DEEP_LINKS = {"arena": "/arena", "compare": "/compare", "leaderboard": "/leaderboard"}
+"""Addresses that FastChat's pages have, /?leaderboard, and where these pages are here."""
+
 
 async def chat(request: web.Request) -> web.Response:
     """The chat page; which conversation it shows, its script reads from the address."""
+    for name, place in DEEP_LINKS.items():
+        if name in request.query and request.path == "/":
+            return web.Response(status=302, headers={"Location": place})
     response = render(request, "chat.html", title="FleetChat")
     response.headers["Cache-Control"] = "no-store"
     await request.app[SESSIONS].remember(request, response)

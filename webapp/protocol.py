@@ -1,6 +1,6 @@
 """What a page may send, as closed schemas: an unknown field is refused by its name, `null` means absent."""
 
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -129,7 +129,7 @@ class Incoming(Closed):
 
     def tags(self) -> dict[str, str]:
         """What an error about this message carries, so that the page knows which one it was."""
-        return {name: value for name in ("ref", "request_id") if (value := getattr(self, name, ""))}
+        return {name: value for name in ("ref", "request_id", "battle") if (value := getattr(self, name, ""))}
 
 
 class Asking(Incoming):
@@ -183,12 +183,43 @@ class Stop(Incoming):
     request_id: Id
 
 
-_ANY: TypeAdapter[Ask | Regenerate | Continue | Resume | Stop] = TypeAdapter(
-    Annotated[Union[Ask, Regenerate, Continue, Resume, Stop], Field(discriminator="type")]  # noqa: UP007
-)
+class Round(Incoming):
+    """What wants both sides of a battle to answer. `token` is in the arena's pages."""
+
+    token: Annotated[str, Field(max_length=128)]
+    ref: Id | Literal[""] = ""
+    settings: Settings = Field(default_factory=Settings)  # of a named round; in a blind one each model has its own
 
 
-def parse(raw: Any) -> Ask | Regenerate | Continue | Resume | Stop:
+class Battle(Round):
+    """A question to both; without a battle a new round begins."""
+
+    type: Literal["battle"]
+    text: str
+    battle: Id | Literal[""] = ""
+    kind: Literal["blind", "named"] = "blind"
+    models: Annotated[list[Model], Field(max_length=2)] = Field(default_factory=list)  # named, of a new round
+
+
+class BattleAgain(Round):
+    """The last question, to be answered again by both."""
+
+    type: Literal["battle-again"]
+    battle: Id
+
+
+class BattleStop(Incoming):
+    """End both answers; where both have come, show what is left of them at once."""
+
+    type: Literal["battle-stop"]
+    battle: Id
+
+
+Taken = Ask | Regenerate | Continue | Resume | Stop | Battle | BattleAgain | BattleStop
+_ANY: TypeAdapter[Taken] = TypeAdapter(Annotated[Taken, Field(discriminator="type")])
+
+
+def parse(raw: Any) -> Taken:
     """The message in `raw`.
 
     Raises:

@@ -10,8 +10,8 @@ import secrets
 
 from aiohttp import web
 
-from broker import keys
-from broker.connection import Broker, redis_errors
+from broker.connection import Broker
+from broker.secret import load as load_secret
 
 KEEP_SECONDS = 400 * 86_400  # as long as browsers allow
 
@@ -42,6 +42,10 @@ class Sessions:
             )
         return owner
 
+    async def key(self, purpose: str) -> bytes:
+        """A key for something beside the cookie, the same in every web process of the fleet."""
+        return hmac.digest(await self._get_secret(), f"key {purpose}".encode(), "sha256")
+
     async def _read(self, request: web.Request) -> tuple[str, bool]:
         secret = await self._get_secret()
         owner, _, signature = request.cookies.get(self._name(secret), "").partition(".")
@@ -51,9 +55,7 @@ class Sessions:
 
     async def _get_secret(self) -> bytes:
         if not self._secret:
-            async with redis_errors():
-                await self._broker.redis.set(keys.SECRET, secrets.token_hex(32), nx=True)
-                self._secret = await self._broker.redis.get(keys.SECRET)
+            self._secret = await load_secret(self._broker)
         return self._secret
 
     @staticmethod

@@ -19,7 +19,8 @@ from broker.errors import BadRequest, FleetError, Overloaded
 from broker.messages import pack, unpack
 from broker.streams import Reader
 from broker.tasks import beside, stop
-from webapp import chat
+from webapp import arena, chat
+from webapp.arena import ARENA, Arena
 from webapp.live import LIVE, Live
 from webapp.middleware import check_origin
 from webapp.protocol import Incoming, parse
@@ -33,6 +34,8 @@ STREAMS = 64  # that one socket may follow at once
 HEARTBEAT_SECONDS = 20.0
 STUCK_SECONDS = 20.0  # a peer that has taken nothing of what waits for it for so long is given up
 FAREWELL_SECONDS = 0.5  # for the last words to all, when the app stops
+HANDLERS = chat.HANDLERS | arena.HANDLERS
+AT_ONCE = ("stop", "battle-stop")  # also while as many streams as may be are followed
 
 
 class Socket:
@@ -45,11 +48,13 @@ class Socket:
         broker: Broker,
         live: Live,
         titles: Titles,
+        arena: Arena,
         owner: str,
     ) -> None:
         self.broker = broker
         self.live = live
         self.titles = titles
+        self.arena = arena
         self.owner = owner
         self._ws = ws
         self._transport = transport
@@ -113,7 +118,7 @@ class Socket:
 
     async def take(self, message: Incoming) -> None:
         """Do what a message asks for, beside what else goes on. Refusing waits for the peer, so nothing piles up."""
-        if message.type == "stop":
+        if message.type in AT_ONCE:
             await self._do(message)
         elif len(self._tasks) >= STREAMS:
             error = Overloaded(f"One page may follow {STREAMS} answers at once. Stop one, or wait.")
@@ -125,7 +130,7 @@ class Socket:
 
     async def _do(self, message: Incoming) -> None:
         try:
-            await chat.HANDLERS[message.type](self, message)
+            await HANDLERS[message.type](self, message)
         except FleetError as error:
             await self.fail(error, message.tags())
         except Exception:
@@ -149,7 +154,10 @@ class Socket:
 
 
 async def websocket(request: web.Request) -> web.WebSocketResponse:
-    """`/ws`. Closes with 1007 on what is not msgpack and 1009 on what is too large; a foreign page gets 403."""
+    """`/ws`. Closes with 1007 on what is not msgpack and 1009 on what is too large; a foreign page gets 403.
+
+    With `?blind` it says nothing of models: what they do while a blind round is answered would say who answers it.
+    """
     check_origin(request)
     broker, live = request.app[BROKER], request.app[LIVE]
     # A prompt over its limit is refused by name; only what could not be any prompt closes the socket.
@@ -159,12 +167,13 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     await ws.prepare(request)
     if request.transport is None:
         return ws  # it has gone again
-    socket = Socket(ws, request.transport, broker, live, request.app[TITLES], owner)
+    socket = Socket(ws, request.transport, broker, live, request.app[TITLES], request.app[ARENA], owner)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(socket.close)
         stack.enter_context(request.app[OPEN].open(socket))
-        await stack.enter_async_context(beside(socket.events()))
-        stack.enter_context(live.viewing(socket))
+        if "blind" not in request.query:
+            await stack.enter_async_context(beside(socket.events()))
+            stack.enter_context(live.viewing(socket))
         await _receive(ws, socket)
     if isinstance(ws.exception(), TimeoutError):  # no answer to a ping
         metrics.DROPPED.labels("silent").inc()

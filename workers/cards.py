@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from broker.messages import ModelCard
-from broker.sources import BUILT_IN, ModelSource
+from broker.messages import JOBS, ModelCard
+from broker.sources import BUILT_IN, WITHOUT_MODEL, ModelSource
 
 POCKET = Path(__file__).parent / "pocket"
 RANKS = {"pocket": 1, "echo": 2}
@@ -20,6 +20,7 @@ def describe(model: ModelSource) -> ModelCard:
     """The card that the registry shows while the model loads."""
     return ModelCard(
         model.name,
+        kind=JOBS if model == WITHOUT_MODEL else "chat",
         licence=model.licence,
         description=model.description or BUILT_IN.get(model.source, ""),
         organisation=model.organisation,

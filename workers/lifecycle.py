@@ -12,9 +12,10 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,8 @@ from redis.exceptions import RedisError
 from broker import keys, queues, registry
 from broker.connection import HEARTBEAT_SECONDS, Broker, keep_trying
 from broker.errors import ModelUnusable
-from broker.messages import ModelCard, unpack
+from broker.messages import JOBS, ModelCard, unpack
+from broker.sources import ModelSource
 from broker.tasks import beside
 from workers import cards, health
 from workers.engine import Engine, EngineOptions, open_engine
@@ -128,20 +130,8 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         )
         named = {"worker": presence.worker_id}
         logger.info("%s loads %s", presence.worker_id, ", ".join(map(str, models)), extra=named)
-        options = EngineOptions(
-            tuple(map(cards.resolve, models)),
-            config.slots,
-            config.device,
-            config.dtype,
-            config.quantization,
-            config.cache_mb,
-            config.parallel,
-            config.role,
-        )
         try:
-            engine = await _unless_stopped(
-                worker, open_engine(options, lambda percent: presence.change(progress=percent))
-            )
+            engine = await _unless_stopped(worker, _open(broker, presence, models))
         except ModelUnusable as error:
             presence.change(state="failed", why=str(error))
             with contextlib.suppress(RedisError, OSError):
@@ -180,6 +170,25 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         served = ", ".join(f"{c.name} ({c.context or 'unknown'} tokens of context)" for c in presence.cards)
         logger.info("%s serves %s with %d slots", presence.worker_id, served, engine.slots, extra=named)
         yield broker
+
+
+def _open(broker: Broker, presence: Presence, models: Sequence[ModelSource]) -> Awaitable[Engine]:
+    """What answers this worker's requests."""
+    config = broker.config
+    if config.role == JOBS:
+        opening: Awaitable[Engine] = import_module("workers.jobs").open_jobs(broker)
+        return opening
+    options = EngineOptions(
+        tuple(map(cards.resolve, models)),
+        config.slots,
+        config.device,
+        config.dtype,
+        config.quantization,
+        config.cache_mb,
+        config.parallel,
+        config.role,
+    )
+    return open_engine(options, lambda percent: presence.change(progress=percent))
 
 
 async def _unless_stopped(worker: "FleetWorker", work: Awaitable[T]) -> T | None:

@@ -7,6 +7,7 @@ arq's signature (without it arq would drop all settings). arq is pinned to 0.28 
 
 import inspect
 import sys
+from importlib import import_module
 from typing import Any
 
 import arq.worker
@@ -16,7 +17,8 @@ from broker import keys, logs, sources
 from broker.config import Config
 from broker.connection import SentinelAddress
 from broker.errors import SetupError
-from broker.messages import pack, unpack
+from broker.messages import JOBS, pack, unpack
+from broker.sources import WITHOUT_MODEL
 from workers.chat import chat
 from workers.embeddings import embed
 from workers.fleet_worker import FleetWorker
@@ -26,17 +28,18 @@ MAX_TRIES = 1000  # starts, hand-overs included; crashes are counted apart, by t
 
 
 def make_settings(config: Config | None = None) -> type:
-    """arq's settings class for a model worker. A setting that cannot be read ends the process with exit code 2."""
+    """arq's settings class for a worker. A setting that cannot be read ends the process with exit code 2."""
     try:
         config = config or Config.from_env()
-        models = sources.for_worker(config.model, config.models_file)
+        models = (WITHOUT_MODEL,) if config.role == JOBS else sources.for_worker(config.model, config.models_file)
+        functions = _jobs() if config.role == JOBS else [chat, embed, tokens]
     except SetupError as error:
         print(logs.hide(str(error)), file=sys.stderr)
         sys.exit(2)
     FleetWorker.__signature__ = STOCK_SIGNATURE  # type: ignore[attr-defined]
     arq.worker.Worker = FleetWorker  # type: ignore[misc]
     settings: dict[str, Any] = {
-        "functions": [chat, embed, tokens],
+        "functions": functions,
         "queue_name": keys.queue(models[0].name),  # for `arq --check`; the worker claims from all its models' queues
         "redis_settings": _redis_settings(config.redis_url),  # for `arq --check`; the worker has its own connection
         "ctx": {"config": config, "models": models},
@@ -50,6 +53,19 @@ def make_settings(config: Config | None = None) -> type:
         "log_results": False,
     }
     return type("Settings", (), settings)
+
+
+def _jobs() -> list[Any]:
+    """The functions of the role `jobs`. What it needs beside the others is imported only here."""
+    try:
+        functions: list[Any] = import_module("workers.jobs").functions()
+    except ModuleNotFoundError as error:
+        if error.name not in ("numpy", "regex"):
+            raise
+        raise SetupError(
+            f"The jobs worker needs {error.name}, which is not installed: pip install 'fleetchat[jobs]'."
+        ) from None
+    return functions
 
 
 STOCK_SIGNATURE = inspect.signature(arq.worker.Worker)

@@ -44,6 +44,8 @@ class Scripts:
         self.bout = script("bout")
         self.withdraw = script("withdraw")
         self.settle = script("settle")
+        self.record = script("record")
+        self.archive = script("archive")
         self.reveal = script("reveal")
         self.void = script("void")
         self.share = script("share")

@@ -5,6 +5,7 @@ local s = redis.call('HMGET', K.share(share), 'owner', 'conversation')
 if s[1] ~= owner then return 0 end
 redis.call('DEL', K.share(share))
 redis.call('ZREM', K.shares(owner), share)
+if s[2] == '' then return 1 end
 local left = {}
 for one in string.gmatch(redis.call('HGET', K.conversation(s[2]), 'shares') or '', '%S+') do
   if one ~= share then left[#left + 1] = one end

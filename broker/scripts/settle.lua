@@ -1,4 +1,4 @@
--- Takes a vote, once, and shows the names: the only writer of `votes` and `voted` beside `fleetchat votes import`.
+-- Takes a vote, once, and shows the names: the only writer of `votes` and `voted` beside record.lua.
 -- ARGV: battle, owner, winner, revision that the rest was made from, what was said (zlib), number of limits,
 --       for each limit: who, votes a day (0: any number); then names and values of the entry but for kind, winner, p, a, b and at
 -- Returns {0, kind, a, b}, or {-1} not the owner's, {-2} void, {-3} voted already, {-4} not both answers are finished,
@@ -26,10 +26,12 @@ for i = 7, 6 + 2 * limits, 2 do
   if redis.call('INCR', who) == 1 then redis.call('PEXPIRE', who, DAY_MS) end
 end
 local kind = r.kind == 'blind' and r.revealed == '1' and 'late' or r.kind
-local entry = {'battle', id, 'kind', kind, 'winner', winner, 'a', r.a, 'b', r.b, 'p', r.p, 'at', at}
+local nth = redis.call('HINCRBY', battle, 'votes', 1)
+local as = nth == 1 and id or id .. ':' .. nth  -- a named battle goes on after a vote, and each one has its own conversation
+local entry = {'battle', as, 'kind', kind, 'winner', winner, 'a', r.a, 'b', r.b, 'p', r.p, 'at', at}
 for i = 7 + 2 * limits, #ARGV do entry[#entry + 1] = ARGV[i] end
 redis.call('XADD', K.votes(), '*', unpack(entry))
-redis.call('HSET', K.voted(), id, said)
+redis.call('HSET', K.voted(), as, said)
 redis.call('HSET', battle, 'state', 'voted', 'winner', winner, 'revealed', 1)
 redis.call('PEXPIRE', battle, BATTLE_MS)
 return {0, kind, r.a, r.b}

@@ -103,6 +103,8 @@ async def test_a_named_battle_goes_on_after_its_vote(broker):
     await turn(broker, "more", battle_id=started.battle_id)
     await cast(broker, started, "bad")
     assert [(v.kind, v.winner, v.turns) for v in await all_votes(broker)] == [("named", "tie", 1), ("named", "bad", 2)]
+    said = await votes.said(broker, [vote.battle for vote in await all_votes(broker)])
+    assert [len(one["turns"]) for one in said] == [1, 2], "each vote has the conversation that it is about"
 
 
 async def test_there_is_no_vote_before_both_answers_are_finished(broker):

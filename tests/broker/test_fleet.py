@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,18 @@ def children(pid: int) -> set[int]:
     return {int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
+def workers(pid: int, role: bytes = b"auto") -> set[int]:
+    """The children that are workers of a role."""
+    found = set()
+    for child in children(pid):
+        with suppress(FileNotFoundError):
+            entry = Path(f"/proc/{child}")
+            settings = (entry / "cmdline").read_bytes().split(b"\0") + (entry / "environ").read_bytes().split(b"\0")
+            if {b"workers.Settings", b"FLEETCHAT_ROLE=" + role} <= set(settings):
+                found.add(child)
+    return found
+
+
 def test_the_screen_the_page_and_the_end(tmp_path):
     with up(tmp_path, "--model", "echo", "--model", "parrot=echo") as (process, port):
         shown = screen(process, "Ctrl-C")
@@ -100,7 +112,7 @@ def test_the_screen_the_page_and_the_end(tmp_path):
         assert f"127.0.0.1:{port}" in sentence
 
         started = children(process.pid)
-        assert len(started) == 4  # Valkey, two workers, the web app
+        assert len(started) == 5  # Valkey, two workers, the one for jobs, the web app
         begun = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
@@ -115,7 +127,7 @@ def test_models_that_share_a_worker_and_models_of_a_file(tmp_path):
     with up(data, "--model", "one,a=echo,b=echo", "--model", "two", **file) as (process, _):
         shown = screen(process, "Ctrl-C")
         assert f"FLEETCHAT_MODELS_FILE={tmp_path}/models.toml FLEETCHAT_MODEL=one " in shown
-        assert len(children(process.pid)) == 4  # Valkey, two workers, the web app
+        assert len(workers(process.pid)) == 2
         for name in ("one", "a", "b"):
             assert re.search(rf"{name} +ready", shown)
         assert sorted(log.name for log in (data / "logs").glob("worker-*")) == ["worker-one+2.log", "worker-two.log"]
@@ -123,7 +135,7 @@ def test_models_that_share_a_worker_and_models_of_a_file(tmp_path):
         shown = screen(process, "Ctrl-C")
         assert re.search(r"one +(ready|starting|loading)", shown)
         assert re.search(r"two +(ready|starting|loading)", shown)
-        assert len(children(process.pid)) == 4
+        assert len(workers(process.pid)) == 2
 
 
 def test_it_stops_in_time_while_an_answer_is_written(tmp_path):
@@ -146,13 +158,11 @@ def test_it_stops_in_time_while_an_answer_is_written(tmp_path):
 def test_a_child_that_dies_is_started_again_and_the_screen_says_so(tmp_path):
     with up(tmp_path, "--model", "echo") as (process, port):
         screen(process, "Ctrl-C")
-        worker = next(
-            p for p in children(process.pid) if b"workers.Settings" in Path(f"/proc/{p}/cmdline").read_bytes()
-        )
+        (worker,) = workers(process.pid)
         os.kill(worker, signal.SIGKILL)
         assert "signal SIGKILL" in screen(process, "starts again in 1 s")
         deadline = time.monotonic() + 20
-        while not any(b"workers.Settings" in Path(f"/proc/{p}/cmdline").read_bytes() for p in children(process.pid)):
+        while not workers(process.pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as response:
@@ -164,9 +174,7 @@ def test_a_child_that_dies_is_started_again_and_the_screen_says_so(tmp_path):
 def test_a_worker_that_was_drained_is_not_started_again(tmp_path):
     with up(tmp_path, "--model", "echo") as (process, _):
         screen(process, "Ctrl-C")
-        worker = next(
-            p for p in children(process.pid) if b"workers.Settings" in Path(f"/proc/{p}/cmdline").read_bytes()
-        )
+        (worker,) = workers(process.pid)
         drained = subprocess.run(
             [*COMMAND, "drain", f"{worker}-", "--data", str(tmp_path)],
             env=environment(),
@@ -178,9 +186,33 @@ def test_a_worker_that_was_drained_is_not_started_again(tmp_path):
         assert "it had 0 answers" in drained.stdout
         assert "is not started again" in screen(process, "has drained")
         assert not Path(f"/proc/{worker}").exists()
-        assert len(children(process.pid)) == 2  # Valkey, the web app
+        assert len(children(process.pid)) == 3  # Valkey, the web app, the worker for jobs
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+def test_one_worker_for_jobs_that_starts_again(tmp_path):
+    with up(tmp_path, "--model", "echo", FLEETCHAT_METRICS=f"127.0.0.1:{free_port()}") as (process, _):
+        screen(process, "Ctrl-C")
+        (jobs,) = workers(process.pid, b"jobs")
+        os.kill(jobs, signal.SIGKILL)
+        assert "The jobs worker stopped" in screen(process, "starts again in 1 s")
+        deadline = time.monotonic() + 20
+        while not workers(process.pid, b"jobs"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_worker_for_jobs_that_cannot_start_is_told_and_all_else_runs(tmp_path):
+    (tmp_path / "table.csv").write_text("no,table\n1,2\n")
+    arena = tmp_path / "arena.toml"
+    arena.write_text('[ratings]\ntable = "table.csv"\n')
+    with up(tmp_path, "--model", "echo", FLEETCHAT_ARENA_FILE=str(arena)) as (process, port):
+        assert "no leaderboard table" in screen(process, "The jobs worker does not run")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as response:
+            assert response.status == 200
 
 
 def test_no_password_is_on_the_screen(tmp_path):

@@ -28,6 +28,26 @@ async def test_pages_have_a_strict_policy_and_no_inline_script_or_style(browser)
     assert not re.search(r"<style|\sstyle=|\son\w+=", text)
 
 
+def imported(name):
+    """A module's own static imports, and theirs."""
+    found, left = set(), [f"{name}.js"]
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            names = re.findall(r'^import [^"]*"\./([^"]+)";', (STATIC / one).read_text(), re.M)
+            left += [str(Path(one).parent / path) for path in names]
+    return found
+
+
+async def test_a_page_names_all_its_modules_so_that_none_waits_for_another(browser):
+    async with browser.get("/") as response:
+        named = re.findall(r'<link rel="modulepreload" href="/static/\w+/([\w.-]+)">', await response.text())
+    assert {"chat.js", *named} == imported("chat")
+    (names,) = re.findall(r"^const MARKDOWN = (\[.*?\])", (STATIC / "answer.js").read_text(), re.M)
+    assert {f"{name}.js" for name in json.loads(names)} == imported("markdown") - imported("chat")
+
+
 async def test_livez_and_readyz(browser, broker, worker_in):
     async with browser.get("/livez") as response:
         assert response.status == 200

@@ -1,8 +1,7 @@
-"""What is around the chat in a real Chromium: contrast, keys, the installed app, every size of screen, and axe's rules."""
+"""What is around the chat in a real Chromium: contrast, keys, the installed app, every size of screen."""
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
@@ -10,59 +9,6 @@ from playwright.async_api import expect
 from webapp.statics import STATICS
 
 pytestmark = pytest.mark.timeout(90)
-
-AXE = Path(__file__).parent / "axe" / "axe.min.js"
-RUN = """async (contrast) => {
-    const rules = contrast ? { "color-contrast-enhanced": { enabled: true } } : {};
-    const found = await axe.run(document, { rules, resultTypes: ["violations"] });
-    return found.violations.flatMap(({ id, nodes }) => nodes.map((n) => `${id}: ${n.target} ${n.any[0]?.message ?? ""}`));
-}"""
-
-
-async def violations(tab, theme: str) -> list[str]:
-    await tab.evaluate("Promise.all(document.getAnimations().map((a) => a.finished.catch(() => {})))")
-    if not await tab.evaluate("'axe' in window"):
-        await tab.evaluate(AXE.read_text() + "\n;0")  # a function would be called
-    return [f"{theme} {one}" for one in await tab.evaluate(RUN, theme == "contrast")]
-
-
-async def dress(tab, theme: str) -> None:
-    await tab.evaluate("(theme) => { localStorage.setItem('theme', JSON.stringify(theme)); dispatchEvent(new Event('theme')); }", theme)  # fmt: skip
-
-
-@pytest.mark.parametrize("language", ["en", "zh-Hant"])
-@pytest.mark.parametrize("theme", ["light", "dark", "contrast"])
-async def test_axe_finds_nothing(visitor, tab, theme, language):
-    await tab.context.add_cookies([{"name": "language", "value": language, "url": visitor.url}])
-    await tab.emulate_media(reduced_motion="reduce")
-    await tab.reload()
-    await dress(tab, theme)
-    found = await violations(tab, theme)  # an empty chat
-    await visitor.ask("Some **words** and `code`:\n\n```python\nx = 1  # one\n```")
-    await expect(tab.locator(".turn.answer [data-act=again]")).to_be_visible()
-    await expect(tab.locator(".turn.answer .md")).to_contain_text("one")
-    found += await violations(tab, theme)
-    await tab.locator("#settings-open").click()
-    await expect(tab.get_by_role("dialog")).to_be_visible()
-    found += await violations(tab, theme)
-    await tab.keyboard.press("Escape")
-    await tab.locator("#data").click()
-    await expect(tab.get_by_role("menu")).to_be_visible()
-    found += await violations(tab, theme)
-    await tab.keyboard.press("Escape")
-    await tab.locator("#help").click()
-    await expect(tab.locator("dialog.help")).to_be_visible()
-    found += await violations(tab, theme)
-    await tab.keyboard.press("Escape")
-    share = await tab.evaluate("fetch(`/conversations/${location.pathname.slice(3)}/shares`, {method: 'POST'}).then((r) => r.json())")  # fmt: skip
-    await tab.goto(f"{visitor.url}/s/{share['share_id']}")
-    await expect(tab.locator(".paper-turn")).to_have_count(2)
-    found += await violations(tab, theme)
-    tab.forgiven.append("404")
-    for path in ("/offline", "/nowhere"):
-        await tab.goto(visitor.url + path)
-        found += await violations(tab, theme)
-    assert found == []
 
 
 async def test_the_theme_goes_round_and_contrast_comes_by_itself(visitor, tab):

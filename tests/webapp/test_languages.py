@@ -118,6 +118,7 @@ async def test_the_switch_at_the_foot_changes_the_language_for_good(visitor):
     await expect(tab.locator("#hero-title")).to_have_text("問問 echo")
     await tab.reload()
     await expect(tab.locator("#theme-label")).to_have_text("外觀：自動")
+    await expect(tab.locator("#picker-name")).to_have_text("echo")
     await visitor.ask("hello")
     await expect(tab.locator(".turn.answer").last.get_by_role("button", name="重新產生回答")).to_be_visible()
     await tab.locator("[data-language=en]").click()

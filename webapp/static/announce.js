@@ -11,9 +11,12 @@ export class Announcer {
   #region;
   #said = 0;
   #last = 0;
+  #name;
 
-  constructor(region) {
+  /** `name` comes before what is read out of an answer, where several are written at once. */
+  constructor(region, name = "") {
     this.#region = region;
+    this.#name = name;
   }
 
   /** Say one thing. */
@@ -40,11 +43,11 @@ export class Announcer {
     this.#said += end.index + 1;
   }
 
-  /** Say the rest of `text`, then how it ended. */
+  /** Say the rest of `text`, then how it ended, if that is to be said. */
   end(text, outcome) {
     this.#speak(text.slice(this.#said));
     this.#said = text.length;
-    this.say(outcome);
+    if (outcome) this.say(outcome);
   }
 
   #speak(markdown) {
@@ -54,7 +57,7 @@ export class Announcer {
       .replace(/[*_`#>|~]+/g, "")
       .replace(/\s+/g, " ")
       .trim();
-    if (text) this.say(text);
+    if (text) this.say(this.#name ? t("{name}: {text}", { name: this.#name, text }) : text);
     this.#last = performance.now();
   }
 }

@@ -9,7 +9,7 @@ const THOUGHT_SECONDS = 1; // shorter thoughts have no duration
 
 /**
  * An answer. `act(what, detail)` does what its buttons say: again, more (button), continue, rate (rating, button), turn
- * (step). What it shows, its `content`, is {text, reasoning, calls: [{name, text}], thought: seconds}.
+ * (step); a `plain` one has none but that which copies it. What it shows, its `content`, is {text, reasoning, calls: [{name, text}], thought: seconds}.
  */
 export class AnswerView {
   #heading = h("h2", { class: "sr" });
@@ -53,13 +53,16 @@ export class AnswerView {
     h("footer", { class: "turn-foot" }, this.#versions.element, this.#copy, this.#again, ...this.#ratings, this.#more, this.#continue, this.#mark, this.#facts),
   );
 
-  constructor(model, act) {
+  constructor(model, act, { plain = false } = {}) {
     this.#act = act;
     this.model = model;
     this.#more.setAttribute("aria-haspopup", "menu");
     this.#copy.dataset.act = "copy";
     this.#again.dataset.act = "again";
-    for (const one of [this.#again, this.#more, ...this.#ratings]) one.classList.add("act");
+    for (const one of [this.#again, this.#more, ...this.#ratings]) {
+      one.classList.add("act");
+      if (plain) one.remove();
+    }
   }
 
   /** Who writes it; "" while that is not known. */
@@ -196,11 +199,14 @@ export function contentOf(parts) {
   return { text: texts("text"), reasoning: texts("reasoning"), calls: parts.filter((part) => part.kind === "tool") };
 }
 
+// The renderer and what it imports: all at once, not one after the other as each is read.
+const MARKDOWN = ["markdown", "controls", "emphasis", "flavour", "footnotes", "math", "tables", "tasks", "vendor/dompurify/purify.min", "vendor/markdown-it/markdown-it.esm.min"].map((name) => `./${name}.js`);
+
 let markdown = null;
 
 /** The Markdown renderer, fetched once, beside everything else: an empty page does not wait for it. */
 export function loadMarkdown() {
-  markdown ??= import("./markdown.js").catch(() => {
+  markdown ??= Promise.all(MARKDOWN.map((part) => import(part))).then(([module]) => module, () => {
     markdown = null;
     throw new Error(t("A part of this page could not be loaded. Check your connection, then reload the page."));
   });

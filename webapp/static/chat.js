@@ -350,7 +350,7 @@ class ChatPage {
     this.#sidebar.leave();
     const leaves = this.#columns.restore(id);
     await this.#reopen(message ? [message, ...leaves.slice(1)] : leaves, true);
-    this.#columns.threads[0].nodes.find((node) => node.id === message)?.view.element.scrollIntoView({ block: "nearest" });
+    if (message) this.#columns.threads[0].reveal(message);
   }
 
   /** Read the open conversation again, soon: it may have gone on elsewhere. */

@@ -1,4 +1,7 @@
-/** The message box: text and files, sent by Enter; and the button that stops. Files come by button, drop and paste. */
+/**
+ * The message box: text and files, sent by Enter; and the button that stops. Files come by button, drop and paste, where
+ * the page takes files.
+ */
 
 import { $, setText } from "./dom.js";
 import { fileChip, readFiles, sizeOf } from "./files.js";
@@ -27,6 +30,10 @@ export class Composer {
     });
     this.#prompt.addEventListener("input", () => this.#typed());
     $("stop").addEventListener("click", () => options.stop());
+    if (this.#chips) this.#takeFiles();
+  }
+
+  #takeFiles() {
     $("attach").addEventListener("click", () => $("files").click());
     $("files").addEventListener("change", () => {
       this.#add($("files").files);
@@ -92,6 +99,7 @@ export class Composer {
   }
 
   #draw() {
+    if (!this.#chips) return;
     const remove = (file) => {
       this.#files = this.#files.filter((other) => other !== file);
       this.#draw();

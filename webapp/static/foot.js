@@ -10,7 +10,7 @@ export function startFoot() {
   $("theme").addEventListener("click", () => turnTheme() ?? label());
   addEventListener("storage", ({ key }) => key === "theme" && label());
   label();
-  $("help").addEventListener("click", openHelp);
+  $("help").addEventListener("click", () => openHelp());
   for (const button of document.querySelectorAll("[data-language]")) {
     button.addEventListener("click", () => speak(button.dataset.language));
   }

@@ -18,14 +18,14 @@ export const KEYS = [
   { keys: ["esc"], what: t("Stop the answer") },
   { keys: ["mod", "shift", "c"], what: t("Copy the last answer"), act: () => press("copy") },
   { keys: ["mod", "shift", "g"], what: t("Write the last answer again"), act: () => press("again") },
-  { keys: ["?"], what: t("Keyboard shortcuts"), act: openHelp },
+  { keys: ["?"], what: t("Keyboard shortcuts"), act: () => openHelp() },
 ];
 
-/** The shortcuts work from now on. */
-export function startKeys() {
+/** The shortcuts in this table work from now on. */
+export function startKeys(table = KEYS) {
   document.addEventListener("keydown", (event) => {
     if (event.isComposing || event.repeat || event.altKey || document.querySelector("dialog[open]")) return;
-    const found = KEYS.find(({ keys, act }) => act && pressed(event, keys));
+    const found = table.find(({ keys, act }) => act && pressed(event, keys));
     if (!found) return;
     event.preventDefault();
     found.act();
@@ -33,8 +33,8 @@ export function startKeys() {
 }
 
 /** The sheet that lists them. */
-export async function openHelp() {
-  (await import("./help.js")).showHelp(KEYS);
+export async function openHelp(table = KEYS) {
+  (await import("./help.js")).showHelp(table);
 }
 
 function pressed(event, keys) {

@@ -97,7 +97,7 @@ export class Panel {
   #build() {
     const title = h("h2", { class: "panel-title", id: `${this.#id}-title` }, t("Answer settings"));
     const presets = h("button", { class: "text-button", type: "button", "aria-haspopup": "menu", "aria-expanded": "false", onclick: () => this.#settings.presets(presets) }, t("Presets"));
-    const more = h("details", { class: "settings-more" }, h("summary", {}, t("More")), ...NUMBERS().map((about) => this.#number(about)), this.#stops(), this.#check(), this.#thinking(), this.#form());
+    const more = h("details", { class: "settings-more", ontoggle: () => more.open && more.scrollIntoView() }, h("summary", {}, t("More")), ...NUMBERS().map((about) => this.#number(about)), this.#stops(), this.#check(), this.#thinking(), this.#form());
     this.#own = h("button", { class: "text-button", type: "button", hidden: true, onclick: () => this.#keepOwn() });
     const close = h("button", { class: "button primary", type: "button", onclick: () => this.#element.hidePopover() }, t("Done"));
     const reset = h("button", { class: "button", type: "button", onclick: () => (this.#settings.choices = {}) }, t("Reset"));

@@ -113,9 +113,10 @@ export class Picker {
   #show() {
     const { model } = this;
     setText($("picker-name"), model?.name ?? t("No model is running"));
-    setText($("picker-state"), !model ? "" : model.state === "ready" && model.waiting ? waitingText(model.waiting) : stateText(model));
+    const state = !model ? "" : model.state === "ready" && model.waiting ? waitingText(model.waiting) : stateText(model);
+    setText($("picker-state"), state);
     $("picker-dot").dataset.state = model?.state ?? "gone";
-    this.#button.setAttribute("aria-label", model ? t("Model: {model}, {state}", { model: model.name, state: stateText(model) }) : t("Model: none is running"));
+    this.#button.setAttribute("aria-label", model ? t("Model: {model}, {state}", { model: model.name, state }) : t("Model: none is running"));
     this.#fill();
     this.#onchange();
   }

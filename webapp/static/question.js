@@ -8,7 +8,7 @@ import { Versions } from "./versions.js";
 const LONG_MESSAGE = 1800; // characters that are shown before "Show all"
 const LONG_LINES = 24;
 
-/** A question. `act(what, detail)` does what its buttons say: turn (step), edit (text), remove. */
+/** A question. `act(what, detail)` does what its buttons say: turn (step), edit (text), remove; a `plain` one has none. */
 export class QuestionView {
   text;
   files;
@@ -19,7 +19,7 @@ export class QuestionView {
   #edit;
   element;
 
-  constructor({ text, files = [] }, act) {
+  constructor({ text, files = [] }, act, { plain = false } = {}) {
     this.text = text;
     this.files = files;
     this.#act = act;
@@ -32,7 +32,7 @@ export class QuestionView {
     remove.classList.add("act");
     this.#body = h("div", { class: "question-body" }, ...files.map(foldedFile), ...(text ? foldable(text) : []));
     this.#foot = h("footer", { class: "turn-foot" }, this.#versions.element, this.#edit, copying, remove);
-    this.element = h("article", { class: "turn question" }, h("h2", { class: "sr" }, t("You wrote")), this.#body, this.#foot);
+    this.element = h("article", { class: "turn question" }, h("h2", { class: "sr" }, t("You wrote")), this.#body, !plain && this.#foot);
   }
 
   /** Which of its versions it is. */

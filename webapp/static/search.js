@@ -95,14 +95,13 @@ export class Search {
   #option({ conversation_id: id, title_parts: title, snippet, message_id: message, updated, archived }, i) {
     const day = new Date(updated).toLocaleDateString(document.documentElement.lang, { dateStyle: "medium" });
     const where = archived ? `${day} · ${t("Archive")}` : day;
-    const link = h(
+    const option = h(
       "a",
-      { href: `/c/${id}`, tabindex: -1 },
+      { role: "option", class: "found", id: `found-${i}`, href: `/c/${id}`, tabindex: -1, "aria-selected": "false", "data-id": id, "data-message": message },
       h("span", { class: "side-title", dir: "auto" }, ...marked(title.join("") ? title : [t("Untitled")])),
       snippet.length > 0 && h("span", { class: "found-text", dir: "auto" }, ...marked(snippet)),
       h("span", { class: "found-day" }, where),
     );
-    const option = h("li", { role: "option", class: "found", id: `found-${i}`, "aria-selected": "false", "data-id": id, "data-message": message }, link);
     option.addEventListener("pointermove", () => this.#activate([...this.#list.children].indexOf(option), false));
     return option;
   }

@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { copy, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 
-/** A dialog; with a conversation it offers to make a link to what is shown of it. */
+/** A dialog; with a conversation it offers to make a link to what is shown of it; what has no id has its own way to `share` itself. */
 export async function openShares(options, conversation = null) {
   const list = h("ul", { class: "shares" });
   const title = h("h2", { id: "shares-title" }, conversation ? t("Share this conversation") : t("Your links"));
@@ -48,9 +48,10 @@ export async function openShares(options, conversation = null) {
     const row = h("li", { class: "share" }, h("p", { class: "share-title" }, h("a", { href: address, target: "_blank", dir: "auto" }, share.title || t("Untitled")), ` · ${made}`), h("div", { class: "dialog-row" }, field, copies, revoke));
     return row;
   };
+  const share = () => call("POST", `/conversations/${conversation.conversation_id}/shares`, { leaf: options.leaf?.(conversation.conversation_id) ?? "" });
   make.addEventListener("click", () =>
     attempt(async () => {
-      const row = item(await call("POST", `/conversations/${conversation.conversation_id}/shares`, { leaf: options.leaf?.(conversation.conversation_id) ?? "" }));
+      const row = item(await (conversation.share ?? share)());
       row.classList.add("new");
       list.prepend(row);
       count();

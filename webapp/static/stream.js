@@ -149,6 +149,12 @@ export class Connection {
     this.#send({ type: "resume", request_id: answer.request_id, from: answer.next, epoch: answer.epoch });
   }
 
+  /** Send what is of no use later; false if there is no connection now. */
+  tell(message) {
+    this.#send(message);
+    return this.open;
+  }
+
   /** End an answer; its last frame will say so. */
   stop(answer) {
     answer.stopping = true;
@@ -270,6 +276,8 @@ export class Connection {
         message.message = told(message);
         if (this.#asks.delete(message.ref)) return this.#listeners.refused(message);
         return this.#listeners.failed(message);
+      default:
+        return this.#listeners.other?.(message);
     }
   }
 }

@@ -9,8 +9,9 @@ failure is tried again, a few times; behind it the answer ends with an error.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from yarl import URL
@@ -32,6 +33,8 @@ TRIES = 3
 PAUSE_SECONDS = 0.5  # before the second try; twice that before the third
 LONGEST_PAUSE_SECONDS = 5  # a longer Retry-After is for the user
 REFUSAL_BYTES = 1 << 16
+
+T = TypeVar("T")
 
 
 class RemoteEngine:
@@ -82,16 +85,7 @@ class RemoteEngine:
     async def _begin(self, model: RemoteModel, request: ChatRequest) -> RemotePieces:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
-                for tries in range(1, TRIES):
-                    try:
-                        return await self._try(model, request)
-                    except (Overloaded, Unavailable) as error:
-                        pause = PAUSE_SECONDS * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
-                        pause = max(pause, error.retry_after or 0)
-                        if pause > LONGEST_PAUSE_SECONDS:
-                            raise
-                    await asyncio.sleep(pause)
-                return await self._try(model, request)
+                return await persist(lambda: self._try(model, request))
         except TimeoutError:
             name = model.card.name
             logger.warning("%s: %s did not begin to answer in %g s", name, model.base, FIRST_SECONDS)
@@ -114,7 +108,7 @@ class RemoteEngine:
                 pieces = RemotePieces(model, response, self._arrived)
                 await pieces.begin()
                 return pieces
-            complaint = await _complaint(response)
+            complaint = await read_complaint(response)
         except BaseException:
             response.close()
             raise
@@ -136,12 +130,7 @@ async def open_engine(options: EngineOptions, progress: Progress) -> RemoteEngin
         ModelUnusable: an address is none, or a key is not where it should be; its value is never in the message.
     """
     models = [RemoteModel.of(source) for source in options.models]
-    session = ClientSession(
-        connector=TCPConnector(limit=0),
-        timeout=ClientTimeout(total=None, connect=CONNECT_SECONDS),
-        cookie_jar=DummyCookieJar(),
-        trust_env=False,
-    )
+    session = open_session()
     try:
         servers: dict[tuple[URL, str], list[RemoteModel]] = {}
         for model in models:
@@ -154,6 +143,30 @@ async def open_engine(options: EngineOptions, progress: Progress) -> RemoteEngin
         raise
     progress(100)
     return RemoteEngine(models, options.slots, session)
+
+
+def open_session() -> ClientSession:
+    """A client for such servers, which a running loop has to hold; whoever opens it closes it."""
+    return ClientSession(
+        connector=TCPConnector(limit=0),
+        timeout=ClientTimeout(total=None, connect=CONNECT_SECONDS),
+        cookie_jar=DummyCookieJar(),
+        trust_env=False,
+    )
+
+
+async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What an attempt gives. Where another one may help, up to TRIES are made, with growing pauses."""
+    for tries in range(1, TRIES):
+        try:
+            return await attempt()
+        except (Overloaded, Unavailable) as error:
+            pause = PAUSE_SECONDS * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
+            pause = max(pause, error.retry_after or 0)
+            if pause > LONGEST_PAUSE_SECONDS:
+                raise
+        await asyncio.sleep(pause)
+    return await attempt()
 
 
 async def _learn(session: ClientSession, models: Sequence[RemoteModel]) -> None:
@@ -181,7 +194,7 @@ async def _learn(session: ClientSession, models: Sequence[RemoteModel]) -> None:
             each.learn(listing)
 
 
-async def _complaint(response: ClientResponse) -> Complaint:
+async def read_complaint(response: ClientResponse) -> Complaint:
     """What a refusal says; of one that is neither JSON nor plain text nothing."""
     try:
         async with asyncio.timeout(REFUSAL_SECONDS):
