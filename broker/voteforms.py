@@ -15,7 +15,7 @@ here. Only who voted is not: an address becomes a salted hash at once, and in ev
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -39,11 +39,13 @@ LANGUAGES = {
     "en": "English", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "ru": "Russian",
     "de": "German", "fr": "French", "es": "Spanish", "pt": "Portuguese", "it": "Italian",
 }  # fmt: skip
+TAGS = {name.lower(): tag for tag, name in LANGUAGES.items()} | {tag: tag for tag in LANGUAGES}
+JUDGE = "arena_user_"  # before the voter's name in FastChat's cleaned battles
 NAMELESS = ("", "Model A", "Model B")  # what stands over a side whose voter did not know it
 TOLD = re.compile(r"(?:#+ *)?Model [AB]: *(.+)")  # over one whose name was shown after the vote
 SALTED = re.compile(r"[0-9a-f]{18}")  # a voter who was one of ours, or has been imported before
 ID = re.compile(r"[\w:.-]{1,100}")
-NAME = re.compile(r"[^\s\x00-\x1f](?:[^\x00-\x1f]{0,198}[^\s\x00-\x1f])?")
+NAME = re.compile(r"(?=\S)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}(?<=\S)")
 ERRORS = ("**NETWORK ERROR", "**API REQUEST ERROR", "API REQUEST ERROR", "$MODERATION$", "**MODERATION**")
 UNFINISHED = ("▌", '<span class="cursor"></span>')
 SURE = 16  # characters of an id that is no other file's as well
@@ -73,6 +75,7 @@ class Source:
 
     salt: bytes  # for voters
     unique: Callable[[], str]  # an id, the same one whenever this place of this file is read
+    keep: bool = True  # what was said, and the record
 
     def voter(self, who: Any) -> str:
         """Who voted, salted; "" if nobody knows."""
@@ -121,17 +124,14 @@ def _read_ours(record: dict[str, Any], source: Source) -> Found:
     said = record.get("said")
     if said is not None and not _is_said(said):
         raise Unusable("said: an object with turns, or null, is expected")
-    vote = _vote(record["battle"], record["kind"], record["winner"], record["a"], record["b"])
-    at = record.get("at")
+    names, at = _named(record["a"], record["b"]), record.get("at")
     if not is_number(at) or not isinstance(at, int) or not 0 <= at < LATEST:
         raise Unusable("at: milliseconds since 1970 are expected")
     turns = [(turn["text"], turn.get("a", ""), turn.get("b", "")) for turn in said["turns"]] if said else []
-    vote = replace(
-        vote, p=_number(record.get("p")), at=at, voter=source.voter(record.get("voter")), turns=_turns(record, turns)
-    )
-    if "categories" not in record:
-        return Found(_described(vote, turns), said)
-    return Found(_styled(replace(vote, categories=_words(record["categories"])), record), said)
+    told = "categories" in record
+    about = _styled(record) | {"categories": _words(record["categories"])} if told else _described(turns, names)
+    about |= {"p": _number(record.get("p")), "voter": source.voter(record.get("voter")), "turns": _turns(record, turns)}
+    return Found(_vote(record["battle"], record["kind"], record["winner"], names, at=at, **about), said)
 
 
 def _write_ours(vote: Vote, said: Said | None) -> dict[str, Any]:
@@ -149,14 +149,14 @@ def _read_fastchat(record: dict[str, Any], source: Source) -> Found:
     if not isinstance(states, list) or len(states) != 2 or not all(isinstance(state, dict) for state in states):
         raise Unusable("states: two objects are expected")
     winner, at = TYPES[kind], _seconds(record.get("tstamp"), "tstamp")
-    kind, a, b = _sides(record.get("models"), states)
-    sides = [_said_in(state, side) for state, side in zip(states, "AB", strict=True)]
-    turns = _both(*sides)
+    kind, *hidden = _sides(record.get("models"), states)
+    names = _named(*hidden)
+    turns = _both(*(_said_in(state, side) for state, side in zip(states, "AB", strict=True)))
     voter = source.voter(record.get("ip"))
     kept = record | ({"ip": voter} if "ip" in record else {})
     battle, p = _ours_in(record) or (_identity(states[0].get("conv_id"), record["tstamp"], winner, kept), 0.0)
-    vote = replace(_vote(battle, kind, winner, a, b), p=p, at=at, voter=voter, turns=len(turns))
-    return Found(_described(vote, turns), _keep(FASTCHAT, kept, turns))
+    about = _described(turns, names) | {"p": p, "at": at, "voter": voter, "turns": len(turns)}
+    return Found(_vote(battle, kind, winner, names, **about), _keep(FASTCHAT, kept, turns) if source.keep else None)
 
 
 def _sides(labels: Any, states: Sequence[dict[str, Any]]) -> tuple[str, Any, Any]:
@@ -249,22 +249,22 @@ def _state(vote: Vote, side: str, turns: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def _read_battle(record: dict[str, Any], source: Source) -> Found:
-    names = [record[name] for name in ("model_a", "model_b")]
+    names = _named(record["model_a"], record["model_b"])
     winner = OUTCOMES.get(record["winner"]) if isinstance(record.get("winner"), str) else None
     if winner is None:
         raise Unusable("winner: one of " + ", ".join(OUTCOMES) + " is expected")
-    judge = next((record[name] for name in ("judge", "voter", "evaluation_session_id") if record.get(name)), None)
-    voter = source.voter(judge.removeprefix("arena_user_") if isinstance(judge, str) else judge)
-    kept = record | {
-        name: f"{'arena_user_' * (name == 'judge')}{voter}" for name in ("judge", "voter") if name in record
-    }
-    stamp = next((record[name] for name in ("tstamp", "timestamp") if record.get(name) not in (None, "")), None)
-    at = now() if stamp is None else _seconds(stamp, "tstamp")
+    judge = record.get("judge") or record.get("voter") or record.get("evaluation_session_id")
+    voter = source.voter(judge.removeprefix(JUDGE) if isinstance(judge, str) else judge)
+    whose = {"judge": f"{JUDGE}{voter}", "voter": voter}
+    kept = record | {name: who for name, who in whose.items() if name in record}
+    stamp = record.get("tstamp") or record.get("timestamp")
+    at = _seconds(stamp, "tstamp") if stamp else now()
     turns = _both(*(_content(record.get(f"conversation_{side}"), side) for side in "ab"))
     battle, p = _ours_in(record) or (_battle_id(record, stamp, winner, kept, source), _number(record.get("p")))
-    vote = replace(_vote(battle, _kind(record), winner, *names), p=p, at=at, voter=voter, turns=_turns(record, turns))
-    vote = _described(vote, turns) if turns else _noted(vote, record)
-    return Found(vote, _keep(_form(record), kept, turns))
+    count = _turns(record, turns)
+    about = _described(turns, names) if turns else _noted(record, count)
+    vote = _vote(battle, _kind(record), winner, names, p=p, at=at, voter=voter, turns=count, **about)
+    return Found(vote, _keep(_form(record), kept, turns) if source.keep else None)
 
 
 def _battle_id(record: dict[str, Any], stamp: Any, winner: str, kept: dict[str, Any], source: Source) -> str:
@@ -315,19 +315,20 @@ def _joined(content: Any) -> str:
     return clean("\n".join(text for text in texts if isinstance(text, str)))
 
 
-def _noted(vote: Vote, record: dict[str, Any]) -> Vote:
-    """A vote without its conversation, with what the record says of it."""
+def _noted(record: dict[str, Any], turns: int) -> dict[str, Any]:
+    """What a record without a conversation says of it."""
     found = set(_words(record.get("categories") or ()))
-    language = str(record.get("language") or "").capitalize()
-    found |= {tag for tag, name in LANGUAGES.items() if language in (name, tag.capitalize())}
-    found |= {"multi-turn"} if vote.turns > 1 else set()
-    return _styled(replace(vote, categories=tuple(sorted(found))), record)
+    if (tag := TAGS.get(str(record.get("language")).lower())) is not None:
+        found.add(tag)
+    if turns > 1:
+        found.add("multi-turn")
+    return _styled(record) | {"categories": tuple(sorted(found))}
 
 
-def _styled(vote: Vote, record: dict[str, Any]) -> Vote:
-    """With what a record says of its answers' style, and whether they say who they are."""
-    style_a, style_b = _style(record.get("style_a")), _style(record.get("style_b"))
-    return replace(vote, style_a=style_a, style_b=style_b, leak=record.get("leak") in (True, "True", "true", "1"))
+def _styled(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of its answers' style, and whether they say who they are."""
+    styles = {name: _style(record.get(name)) for name in ("style_a", "style_b")}
+    return {"leak": record.get("leak") in (True, "True", "true", "1"), **styles}
 
 
 def _write_clean(vote: Vote, said: Said | None) -> dict[str, Any]:
@@ -337,7 +338,7 @@ def _write_clean(vote: Vote, said: Said | None) -> dict[str, Any]:
         "model_a": vote.a,
         "model_b": vote.b,
         "winner": outcomes[vote.winner],
-        "judge": f"arena_user_{vote.voter}",
+        "judge": f"{JUDGE}{vote.voter}",
     }
     for side in ("a", "b") if said and said["turns"] else ():
         record[f"conversation_{side}"] = list(_messages(said["turns"], side)) if said else []
@@ -378,22 +379,27 @@ WRITERS: dict[str, Callable[[Vote, Said | None], dict[str, Any] | None]] = {
 }  # fmt: skip
 
 
-def _vote(battle: str, kind: str, winner: str, a: Any, b: Any) -> Vote:
+def _named(a: Any, b: Any) -> tuple[str, str]:
+    """The models' names, if they can be."""
+    for name in (a, b):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise Unusable("a model's name is empty, too long, or none")
+    if a == b:
+        raise Unusable(f"{a} stands on both sides")
+    return a, b
+
+
+def _vote(battle: str, kind: str, winner: str, names: tuple[str, str], **about: Any) -> Vote:
     if not ID.fullmatch(battle):
         raise Unusable("its id is too long, or has other characters than letters, digits and :.-")
     if kind not in KINDS or winner not in WINNERS:
         raise Unusable(f"kind: one of {', '.join(KINDS)}; winner: one of {', '.join(WINNERS)}")
-    for name in (a, b):
-        if not isinstance(name, str) or not NAME.fullmatch(name) or clean(name) != name:
-            raise Unusable("a model's name is empty, too long, or none")
-    if a == b:
-        raise Unusable(f"{a} stands on both sides")
-    return Vote(battle, kind, winner, a, b)
+    return Vote(battle, kind, winner, *names, **about)
 
 
-def _described(vote: Vote, turns: Sequence[Turn]) -> Vote:
-    found = features.describe(turns, (vote.a, vote.b))
-    return replace(vote, categories=found.categories, style_a=found.style_a, style_b=found.style_b, leak=found.leak)
+def _described(turns: Sequence[Turn], names: tuple[str, str]) -> dict[str, Any]:
+    found = features.describe(turns, names)
+    return {name: getattr(found, name) for name in ("categories", "style_a", "style_b", "leak")}
 
 
 def _both(a: Sequence[tuple[str, str]], b: Sequence[tuple[str, str]]) -> list[Turn]:
