@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+from playwright.async_api import Page as Tab
+from playwright.async_api import expect
 
 from broker import keys
 from broker.config import Config
 from broker.connection import Broker
-from broker.errors import AnswerRefused, AnswerUnchecked
+from broker.errors import AnswerRefused, AnswerUnchecked, TextRefused
 from broker.messages import pack
 from helpers import eventually
 from tests.webapp.test_arena import NAMES, REF, Contender, contender
 from tests.workers.engine import moderation_server
 from tests.workers.engine.moderation_server import ModerationServer
 from webapp.arena import ARENA
+from webapp.languages import LANGUAGES
 from webclient import Page
 from workers.engine import remote_engine
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 NAMED = {"kind": "named", "models": list(NAMES)}
 BAD = "a very bad thing"
@@ -269,3 +272,38 @@ async def test_what_a_page_left_before_the_check_is_not_shown_and_can_be_asked_a
         message = {"type": "battle-again", "ref": REF, "token": anna.token, "battle": bout["battle"]}
         await ws.send_bytes(pack(message))
         assert (await Page(ws).next_of("bout", "error"))["type"] == "bout"
+
+
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+async def test_on_the_page_a_bad_answer_goes_and_a_bad_question_comes_back(
+    site: TestServer, workers: None, server: ModerationServer, tab: Tab, language: str
+) -> None:
+    said = {"en": str, "zh-Hant": translations().__getitem__}[language]
+    await tab.set_extra_http_headers({"Accept-Language": language})
+    await tab.set_viewport_size({"width": 390, "height": 844})
+    await tab.goto(str(site.make_url("/arena")))
+    prompt = tab.locator("#prompt")
+    await prompt.fill(BAD)
+    await tab.keyboard.press("Enter")
+    await expect(tab.locator("#notice")).to_contain_text(said(TextRefused.sentence))
+    await expect(prompt).to_have_value(BAD)
+    await expect(tab.locator(".bout")).to_have_count(0)
+    server.says = lambda text: BAD
+    server.free = 2
+    await prompt.fill("hello")
+    await tab.keyboard.press("Enter")
+    await expect(tab.locator("#turns")).to_contain_text(BAD)
+    await expect(tab.locator("#votes button").first).to_have_attribute("aria-disabled", "true")
+    server.open.set()
+    await expect(tab.locator("#verdict-text")).to_have_text(said(AnswerRefused.sentence))
+    await expect(tab.locator("#turns")).not_to_contain_text(BAD)
+    await expect(tab.locator("#turns")).to_contain_text("hello")
+    await tab.reload()
+    await expect(tab.locator("#verdict-text")).to_have_text(said(AnswerRefused.sentence))
+    await expect(tab.locator("#turns")).not_to_contain_text(BAD)
+
+
+def translations() -> dict[str, str]:
+    """What is said in the other language."""
+    (other,) = (language for language in LANGUAGES if language.tag == "zh-Hant")
+    return {str(message.id): str(message.string) for message in other.read()}
