@@ -298,6 +298,7 @@ async def test_on_the_page_a_bad_answer_goes_and_a_bad_question_comes_back(
     await expect(tab.locator("#verdict-text")).to_have_text(said(AnswerRefused.sentence))
     await expect(tab.locator("#turns")).not_to_contain_text(BAD)
     await expect(tab.locator("#turns")).to_contain_text("hello")
+    await expect(tab.locator(".side").first).to_contain_text(said("Not shown"))
     await tab.reload()
     await expect(tab.locator("#verdict-text")).to_have_text(said(AnswerRefused.sentence))
     await expect(tab.locator("#turns")).not_to_contain_text(BAD)
