@@ -67,7 +67,7 @@ class Leaderboard:
         """A board of any votes and models, now."""
         await self._read.wait()
         async with self._asked:
-            return await self._board(request, keep=False)
+            return await self._board(self._ballots, self._ballots.view(), request, keep=False)
 
     async def _follow(self) -> None:
         while True:
@@ -206,22 +206,20 @@ class Leaderboard:
     async def _publish(self, requests: Sequence[BoardRequest], *, pairs: bool = False) -> float:
         """Compute boards and keep them; gives the seconds that it took."""
         begun = time.monotonic()
+        ballots, view = self._ballots, self._ballots.view()
         boards: dict[str, Any] = {}
         for request in requests:
             try:
-                boards[request.field] = await self._board(request, keep=True)
+                boards[request.field] = await self._board(ballots, view, request, keep=True)
             except Exception:  # a vote that nobody thought of must not end the other boards, nor the jobs beside them
                 logger.exception("the board %s cannot be computed", request.field)
-        if pairs:
-            boards[leaderboard.PAIRS] = await asyncio.to_thread(self._boards.pairs, self._ballots.view())
+        if pairs and FIRST[0].field in boards:
+            boards[leaderboard.PAIRS] = await asyncio.to_thread(self._boards.pairs, view)
         await keep_trying(partial(leaderboard.save, self._broker, boards))
         return time.monotonic() - begun
 
-    async def _board(self, request: BoardRequest, *, keep: bool) -> Board:
-        ballots = self._ballots
-        return await asyncio.to_thread(
-            self._boards.board, ballots.view(), request, self._cards, ballots.people, keep=keep
-        )
+    async def _board(self, ballots: Ballots, view: View, request: BoardRequest, *, keep: bool) -> Board:
+        return await asyncio.to_thread(self._boards.board, view, request, self._cards, ballots.people, keep=keep)
 
 
 def _shown(card: ModelCard | None) -> tuple[Any, ...]:
