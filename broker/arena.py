@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broker import features, keys
+from broker import features, keys, moderation
 from broker.connection import Broker, redis_errors
 from broker.errors import (
+    AnswerRefused,
+    AnswerUnchecked,
     BadRequest,
     Conflict,
+    FleetError,
     NoSuchBattle,
     PromptTooLarge,
     RoundOver,
@@ -63,6 +66,7 @@ class BattleTurn:
     a: SideAnswer | None
     b: SideAnswer | None
     requests: tuple[str, str]  # the ids of what answers it
+    unchecked: bool = False  # its answers wait for moderation, and are not to be seen until then
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,9 @@ class Battle:
     def votable(self) -> bool:
         """Whether a vote would be taken now."""
         last = self.turns[-1] if self.turns else None
-        return self.state == "open" and last is not None and all(s is not None and s.done for s in (last.a, last.b))
+        if self.state != "open" or last is None or last.unchecked:
+            return False
+        return all(side is not None and side.done for side in (last.a, last.b))
 
     @property
     def names(self) -> tuple[str, str]:
@@ -119,8 +125,8 @@ class Battle:
     def _shown(self, turn: BattleTurn) -> dict[str, Any]:
         """A turn. While it is blind, no side is seen to have ended before the other, or to have been ahead when both were stopped."""
         a, b, shortest = turn.a, turn.b, None
-        if self.state == "void" and self.why:
-            a = b = None  # what a check objected to is not shown again
+        if turn.unchecked:
+            a = b = None
         elif not self.revealed:
             a, b = (a, b) if a and b else (None, None)
             if a and b and not (a.done and b.done):
@@ -169,6 +175,16 @@ async def load(broker: Broker, battle_id: str, owner: str) -> Battle:
     return _battle(battle_id, record)
 
 
+def check(rules: Rules, text: str) -> None:
+    """Raises BadRequest or PromptTooLarge when it is no question that a battle takes."""
+    if not text.strip():
+        raise BadRequest("The message is empty. Write something and send it again.", param="text")
+    if len(text) > rules.battle.characters:
+        raise PromptTooLarge(
+            f"The message has {len(text)} characters, and a battle takes {rules.battle.characters}. Shorten it."
+        )
+
+
 async def begin(
     broker: Broker,
     rules: Rules,
@@ -185,12 +201,7 @@ async def begin(
     Raises:
         BadRequest, PromptTooLarge, NoSuchBattle, RoundOver, RoundUnderWay, StorageFull
     """
-    if not text.strip():
-        raise BadRequest("The message is empty. Write something and send it again.", param="text")
-    if len(text) > rules.battle.characters:
-        raise PromptTooLarge(
-            f"The message has {len(text)} characters, and a battle takes {rules.battle.characters}. Shorten it."
-        )
+    check(rules, text)
     fresh = [] if battle_id else [kind, *models, f"{probability:.9g}"]
     return await _bout(broker, rules, battle_id or new_id(), owner, text, fresh)
 
@@ -210,7 +221,8 @@ async def _bout(broker: Broker, rules: Rules, battle_id: str, owner: str, text: 
         raise StorageFull
     requests = (new_id(), new_id())
     async with redis_errors():
-        status, *turn = await broker.scripts.bout(args=[battle_id, owner, text, *requests, rules.battle.turns, *fresh])
+        settings = rules.battle.turns, int(rules.moderation.on)
+        status, *turn = await broker.scripts.bout(args=[battle_id, owner, text, *requests, *settings, *fresh])
     if status == -4:
         raise RoundOver(f"A round has {rules.battle.turns} turns at most. Vote, or begin a new one.")
     if status == -5:
@@ -237,9 +249,24 @@ async def reveal(broker: Broker, battle_id: str, owner: str) -> Battle:
 
 
 async def void(broker: Broker, battle_id: str, owner: str, why: str) -> None:
-    """End an open round without a vote, as when a check objects to an answer."""
+    """End an open round without a vote, as when an answer cannot be read to its end."""
     async with redis_errors():
         await broker.scripts.void(args=[battle_id, owner, why])
+
+
+async def approve(broker: Broker, rules: Rules, started: Started, owner: str) -> FleetError | None:
+    """Have a turn's answers checked, as much of them as there is. Without an objection they can be seen and voted on from
+    now on; else the round is void, they are forgotten, and what is to be said of it is given."""
+    battle = await load(broker, started.battle_id, owner)
+    turn = battle.turns[started.turn]
+    answers = [side for side in (turn.a, turn.b) if side is not None]
+    verdict = await moderation.check(broker, rules, [text for side in answers for text in (side.text, side.reasoning)])
+    refusal = (AnswerUnchecked() if verdict.failed else AnswerRefused()) if verdict.flagged else None
+    async with redis_errors():
+        await broker.scripts.approve(
+            args=[started.battle_id, owner, started.turn, *started.requests, str(refusal or "")]
+        )
+    return refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +363,13 @@ def _battle(battle_id: str, record: dict[bytes, bytes]) -> Battle:
         return None if data is None else SideAnswer.decode(data)
 
     turns = tuple(
-        BattleTurn(text(f"user:{i}"), answer("a", i), answer("b", i), (text(f"run:a:{i}"), text(f"run:b:{i}")))
+        BattleTurn(
+            text(f"user:{i}"),
+            answer("a", i),
+            answer("b", i),
+            (text(f"run:a:{i}"), text(f"run:b:{i}")),
+            f"unchecked:{i}" in plain,
+        )
         for i in range(int(text("turns")))
     )
     return Battle(

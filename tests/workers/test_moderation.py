@@ -93,7 +93,7 @@ async def test_a_check_that_takes_too_long_fails_and_is_taken_back(
 ) -> None:
     arena = await started(f'url = "{server.url}"')
     monkeypatch.setattr(moderation, "SECONDS", 1.0)
-    server.stuck = True
+    server.free = 0
     assert await check(broker, arena, ["good"]) == Verdict(True, "it took longer than 1 s", failed=True)
     await asyncio.wait_for(server.gone.wait(), 5)
     await eventually(lambda: no_job_runs(broker))
