@@ -15,7 +15,7 @@ from broker import keys
 from broker.config import Config
 from broker.connection import Broker
 from broker.errors import AnswerRefused, AnswerUnchecked, TextRefused
-from broker.messages import pack
+from broker.messages import pack, unpack
 from helpers import eventually
 from tests.webapp.test_arena import NAMES, REF, Contender, contender
 from tests.workers.engine import moderation_server
@@ -244,6 +244,26 @@ async def test_with_before_a_bad_answer_is_never_shown(
     await anna.say("hello")
     _, maps = await anna.hear()
     assert [one["type"] for one in maps] == ["void", "bout-end"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+async def test_what_was_stopped_is_checked_as_far_as_it_came(
+    site: TestServer, anna: Contender, server: ModerationServer, broker: Broker, before: bool
+) -> None:
+    rule(site, before=before)
+    bout = await anna.say("/echo 3000 10ms")
+    await eventually(lambda: broker.redis.hexists(keys.battle(bout["battle"]), "run:b:0"))
+    await anna.page.send(type="battle-stop", battle=bout["battle"])
+    _, maps = await anna.hear()
+    assert [one["side"] for one in maps if one.get("end")] == ["a", "b"]
+    assert not maps[-1]["vote"]
+    assert len(server.bodies) == 1 + bool(await said(broker, bout["battle"]))
+    assert not (await broker.redis.hexists(keys.battle(bout["battle"]), "unchecked:0"))
+
+
+async def said(broker: Broker, battle: str) -> str:
+    record = await broker.redis.hmget(keys.battle(battle), "a:0", "b:0")
+    return "".join(str(unpack(answer)["text"]) for answer in record)
 
 
 async def test_the_check_is_noted_when_the_page_has_gone(anna: Contender, server: ModerationServer) -> None:
