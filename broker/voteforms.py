@@ -212,7 +212,7 @@ def _finished(answer: str, side: str) -> None:
 
 
 def _write_fastchat(vote: Vote, said: Said | None) -> dict[str, Any] | None:
-    if not said:
+    if not said or not said["turns"]:
         return None
     labels = {
         "blind": ["", ""],

@@ -55,7 +55,8 @@ def test_the_arenas_rules_are_taken_as_printed(tmp_path):
     text = re.search(r"<!-- arena -->\n```toml\n(.*?)\n```", README, re.S)[1]  # type: ignore[index]
     file = tmp_path / "arena.toml"
     file.write_text(text)
-    (tmp_path / "leaderboard_table.csv").touch()
+    for name in ("leaderboard_table.csv", "words.txt"):
+        (tmp_path / name).touch()
     found = rules.read(file)
     assert found.sampling.never == [("qwen", "qwen-base")]
     odds = Odds.of(["qwen", "qwen-base", "llama-3", "llama-old", "draft-1", "tiny-1"], found)

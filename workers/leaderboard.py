@@ -30,7 +30,8 @@ logger = logging.getLogger("fleetchat.leaderboard")
 BATCH = 5000  # entries that are read at a time
 BLOCK_MS = 1000  # less than a command's time limit
 LOOK_SECONDS = 1.0  # between two looks whether votes or cards have changed in another way than by a new vote
-LEAST_PAUSE, MOST_PAUSE = 0.1, 0.4  # between two rounds of the first boards
+PAUSE = 0.5  # between two rounds of the first boards, and at most after another one
+PAIRS_SECONDS = 5.0  # between two tables of pairs, unless there is a new model
 QUICK_SECONDS = 0.1  # if it takes longer to look at all voters, they are looked at again only after REST times as long
 REST = 10
 IDLE_SECONDS = 30.0  # after which a board is made again whose own votes are the same, for what it shows beside them
@@ -66,7 +67,7 @@ class Leaderboard:
         """A board of any votes and models, now."""
         await self._read.wait()
         async with self._asked:
-            return await self._board(request, keep=False)
+            return await self._board(self._ballots, self._ballots.view(), request, keep=False)
 
     async def _follow(self) -> None:
         while True:
@@ -133,15 +134,18 @@ class Leaderboard:
         self._stale(self._incoming is self._ballots)
 
     async def _first(self) -> None:
-        """The boards that most people see, and the table for drawing pairs, after every vote."""
+        """The boards that most people see, after every vote, and now and then the table for drawing pairs."""
         await self._read.wait()
+        models, drawn = -1, 0.0  # that the last table has, and when it was made
         while True:
             await self._news.wait()
             self._news.clear()
-            begun = time.monotonic()
-            await self._publish(FIRST, pairs=True)
+            pairs = len(self._ballots.names) != models or time.monotonic() - drawn > PAIRS_SECONDS
+            if pairs:
+                models, drawn = len(self._ballots.names), time.monotonic()
+            await self._publish(FIRST, pairs=pairs)
             self._more.set()
-            await asyncio.sleep(min(MOST_PAUSE, max(LEAST_PAUSE, time.monotonic() - begun)))
+            await asyncio.sleep(PAUSE)
 
     async def _suspect(self) -> None:
         """Voters who are to be set aside, after every vote, or as often as there is time to look for them."""
@@ -156,7 +160,7 @@ class Leaderboard:
             looked = view.reading, len(view)
             changed, seconds = await asyncio.to_thread(self._look_at_voters, view, trusted)
             self._stale(changed)
-            await asyncio.sleep(REST * seconds if seconds > QUICK_SECONDS else LEAST_PAUSE)
+            await asyncio.sleep(REST * seconds if seconds > QUICK_SECONDS else PAUSE)
 
     def _look_at_voters(self, view: View, trusted: set[int]) -> tuple[bool, float]:
         """Whether others are set aside now, and the processor's seconds that it took to see."""
@@ -179,7 +183,7 @@ class Leaderboard:
                 continue
             seconds = await self._publish([request])
             self._made[request.field] = version, wanted[request], time.monotonic()
-            await asyncio.sleep(min(seconds, MOST_PAUSE))  # leaves half of a core's time to others
+            await asyncio.sleep(min(seconds, PAUSE))  # leaves half of a core's time to others
 
     def _stale_ones(self, wanted: Mapping[BoardRequest, Any]) -> list[tuple[float, BoardRequest]]:
         """Boards that are to be made again, each with the time from which it may be."""
@@ -202,22 +206,20 @@ class Leaderboard:
     async def _publish(self, requests: Sequence[BoardRequest], *, pairs: bool = False) -> float:
         """Compute boards and keep them; gives the seconds that it took."""
         begun = time.monotonic()
+        ballots, view = self._ballots, self._ballots.view()
         boards: dict[str, Any] = {}
         for request in requests:
             try:
-                boards[request.field] = await self._board(request, keep=True)
+                boards[request.field] = await self._board(ballots, view, request, keep=True)
             except Exception:  # a vote that nobody thought of must not end the other boards, nor the jobs beside them
                 logger.exception("the board %s cannot be computed", request.field)
-        if pairs:
-            boards[leaderboard.PAIRS] = await asyncio.to_thread(self._boards.pairs, self._ballots.view())
+        if pairs and FIRST[0].field in boards:
+            boards[leaderboard.PAIRS] = await asyncio.to_thread(self._boards.pairs, view)
         await keep_trying(partial(leaderboard.save, self._broker, boards))
         return time.monotonic() - begun
 
-    async def _board(self, request: BoardRequest, *, keep: bool) -> Board:
-        ballots = self._ballots
-        return await asyncio.to_thread(
-            self._boards.board, ballots.view(), request, self._cards, ballots.people, keep=keep
-        )
+    async def _board(self, ballots: Ballots, view: View, request: BoardRequest, *, keep: bool) -> Board:
+        return await asyncio.to_thread(self._boards.board, view, request, self._cards, ballots.people, keep=keep)
 
 
 def _shown(card: ModelCard | None) -> tuple[Any, ...]:
