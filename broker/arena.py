@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broker import features, keys
+from broker import features, keys, moderation
 from broker.connection import Broker, redis_errors
 from broker.errors import (
+    AnswerRefused,
+    AnswerUnchecked,
     BadRequest,
     Conflict,
+    FleetError,
     NoSuchBattle,
     PromptTooLarge,
     RoundOver,
@@ -63,6 +66,12 @@ class BattleTurn:
     a: SideAnswer | None
     b: SideAnswer | None
     requests: tuple[str, str]  # the ids of what answers it
+    unchecked: bool = False  # its answers wait for moderation
+
+    @property
+    def seen(self) -> tuple[SideAnswer | None, SideAnswer | None]:
+        """Its answers, as far as anybody may see them: none before they are checked."""
+        return (None, None) if self.unchecked else (self.a, self.b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ class Battle:
     def votable(self) -> bool:
         """Whether a vote would be taken now."""
         last = self.turns[-1] if self.turns else None
-        return self.state == "open" and last is not None and all(s is not None and s.done for s in (last.a, last.b))
+        return self.state == "open" and last is not None and all(side is not None and side.done for side in last.seen)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -97,7 +106,7 @@ class Battle:
         """What a side's model sees of the first so many turns: one that came to nothing is left out."""
         said: list[Message] = []
         for turn in self.turns[:turns]:
-            answer: SideAnswer | None = getattr(turn, side)
+            answer = turn.seen[SIDES.index(side)]
             if answer is not None and answer.text:
                 said += [Message("user", turn.text), Message("assistant", answer.text)]
         return tuple(said)
@@ -118,10 +127,8 @@ class Battle:
 
     def _shown(self, turn: BattleTurn) -> dict[str, Any]:
         """A turn. While it is blind, no side is seen to have ended before the other, or to have been ahead when both were stopped."""
-        a, b, shortest = turn.a, turn.b, None
-        if self.state == "void" and self.why:
-            a = b = None  # what a check objected to is not shown again
-        elif not self.revealed:
+        (a, b), shortest = turn.seen, None
+        if not self.revealed:
             a, b = (a, b) if a and b else (None, None)
             if a and b and not (a.done and b.done):
                 shortest = min(len(a.text), len(b.text))
@@ -169,6 +176,16 @@ async def load(broker: Broker, battle_id: str, owner: str) -> Battle:
     return _battle(battle_id, record)
 
 
+def check(rules: Rules, text: str) -> None:
+    """Raises BadRequest or PromptTooLarge when it is no question that a battle takes."""
+    if not text.strip():
+        raise BadRequest("The message is empty. Write something and send it again.", param="text")
+    if len(text) > rules.battle.characters:
+        raise PromptTooLarge(
+            f"The message has {len(text)} characters, and a battle takes {rules.battle.characters}. Shorten it."
+        )
+
+
 async def begin(
     broker: Broker,
     rules: Rules,
@@ -185,12 +202,7 @@ async def begin(
     Raises:
         BadRequest, PromptTooLarge, NoSuchBattle, RoundOver, RoundUnderWay, StorageFull
     """
-    if not text.strip():
-        raise BadRequest("The message is empty. Write something and send it again.", param="text")
-    if len(text) > rules.battle.characters:
-        raise PromptTooLarge(
-            f"The message has {len(text)} characters, and a battle takes {rules.battle.characters}. Shorten it."
-        )
+    check(rules, text)
     fresh = [] if battle_id else [kind, *models, f"{probability:.9g}"]
     return await _bout(broker, rules, battle_id or new_id(), owner, text, fresh)
 
@@ -210,7 +222,8 @@ async def _bout(broker: Broker, rules: Rules, battle_id: str, owner: str, text: 
         raise StorageFull
     requests = (new_id(), new_id())
     async with redis_errors():
-        status, *turn = await broker.scripts.bout(args=[battle_id, owner, text, *requests, rules.battle.turns, *fresh])
+        settings = rules.battle.turns, int(rules.moderation.on)
+        status, *turn = await broker.scripts.bout(args=[battle_id, owner, text, *requests, *settings, *fresh])
     if status == -4:
         raise RoundOver(f"A round has {rules.battle.turns} turns at most. Vote, or begin a new one.")
     if status == -5:
@@ -237,9 +250,24 @@ async def reveal(broker: Broker, battle_id: str, owner: str) -> Battle:
 
 
 async def void(broker: Broker, battle_id: str, owner: str, why: str) -> None:
-    """End an open round without a vote, as when a check objects to an answer."""
+    """End an open round without a vote, as when an answer cannot be read to its end."""
     async with redis_errors():
         await broker.scripts.void(args=[battle_id, owner, why])
+
+
+async def approve(broker: Broker, rules: Rules, started: Started, owner: str) -> FleetError | None:
+    """Have a turn's answers checked, as much of them as there is. Without an objection they can be seen and voted on from
+    now on; else the round is void, they are forgotten, and what is to be said of it is given."""
+    battle = await load(broker, started.battle_id, owner)
+    turn = battle.turns[started.turn]
+    answers = [side for side in (turn.a, turn.b) if side is not None]
+    verdict = await moderation.check(broker, rules, [text for side in answers for text in (side.text, side.reasoning)])
+    refusal = (AnswerUnchecked() if verdict.failed else AnswerRefused()) if verdict.flagged else None
+    async with redis_errors():
+        await broker.scripts.approve(
+            args=[started.battle_id, owner, started.turn, *started.requests, str(refusal or "")]
+        )
+    return refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +327,8 @@ def _check(status: int) -> None:
 
 def _said(battle: Battle) -> bytes:
     turns = [
-        {"text": turn.text} | {side: getattr(turn, side).text for side in SIDES if getattr(turn, side) is not None}
+        {"text": turn.text}
+        | {side: found.text for side, found in zip(SIDES, turn.seen, strict=True) if found is not None}
         for turn in battle.turns
     ]
     return compress({"turns": turns})
@@ -307,7 +336,8 @@ def _said(battle: Battle) -> bytes:
 
 def _entry(battle: Battle, voter: Voter) -> list[str]:
     """What the script does not know of a vote."""
-    said = [(turn.text, turn.a.text if turn.a else "", turn.b.text if turn.b else "") for turn in battle.turns]
+    seen = [(turn.text, *turn.seen) for turn in battle.turns]
+    said = [(text, a.text if a else "", b.text if b else "") for text, a, b in seen]
     found = features.describe(said, battle.models)
     return [
         "turns", str(len(battle.turns)), "voter", voter.voter, "categories", " ".join(found.categories),
@@ -336,7 +366,13 @@ def _battle(battle_id: str, record: dict[bytes, bytes]) -> Battle:
         return None if data is None else SideAnswer.decode(data)
 
     turns = tuple(
-        BattleTurn(text(f"user:{i}"), answer("a", i), answer("b", i), (text(f"run:a:{i}"), text(f"run:b:{i}")))
+        BattleTurn(
+            text(f"user:{i}"),
+            answer("a", i),
+            answer("b", i),
+            (text(f"run:a:{i}"), text(f"run:b:{i}")),
+            f"unchecked:{i}" in plain,
+        )
         for i in range(int(text("turns")))
     )
     return Battle(

@@ -41,6 +41,7 @@ app = typer.Typer(
 keys_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke keys of the API.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(cli_votes.app, name="votes")
+app.command("leaderboard")(cli_votes.leaderboard)
 
 LOOK_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.1

@@ -1,15 +1,18 @@
-"""`fleetchat votes`: votes out of files and into files."""
+"""`fleetchat votes` and `fleetchat leaderboard`: votes out of files and into files, and what they say of the models."""
 
+import csv
 import gzip
+import json
 import os
 import re
+import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.markup import escape
@@ -18,38 +21,20 @@ from rich.status import Status
 from broker import votelogs
 from broker.config import Config
 from broker.connection import Broker
-from broker.console import DataOption, err, find_fleet, out, reach, run
-from broker.errors import SetupError
+from broker.console import DataOption, err, find_fleet, new_table, out, reach, run
+from broker.errors import FleetError, SetupError
 from broker.voteforms import FORMS, OURS
 
 app = typer.Typer(no_args_is_help=True, help="Bring votes in, write them out, and move old conversations to files.")
 
-TOLD = 100  # lines that are skipped, each with its reason; of further ones only the number
+COLUMNS = (
+    "rank", "name", "score", "lower", "upper", "votes", "wins", "losses", "ties", "win_rate", "average_win_rate", "elo", "boot_lower",
+    "boot_upper", "organisation", "licence", "mt_bench", "mmlu", "cutoff", "deprecated", "preliminary",
+)  # fmt: skip
+
 Files = Annotated[
     list[Path], typer.Argument(help="Votes: ours, FastChat's logs or cleaned battles, arena-rank's; .gz, too.")
 ]
-
-
-class Complaints:
-    """Says of each line of a file that is skipped why it is; of too many, only how many."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._reasons = Counter[str]()
-
-    def __call__(self, line: int, why: str) -> None:
-        """One line."""
-        self._reasons[why] += 1
-        if self._reasons.total() <= TOLD:
-            err.print(escape(f"{self._file}, line {line}: {why}"))
-
-    def end(self) -> None:
-        """What was not said."""
-        if self._reasons.total() > TOLD:
-            often = ", ".join(f"{why} ({n})" for why, n in self._reasons.most_common(5))
-            err.print(
-                escape(f"{self._file}: {self._reasons.total() - TOLD} more lines are skipped. Most often: {often}")
-            )
 
 
 @app.command("import")
@@ -62,7 +47,7 @@ async def _import(config: Config, files: Sequence[Path]) -> None:
     async with Broker.open(config) as broker:
         await reach(broker)
         for file in files:
-            complaints = Complaints(file)
+            complaints = votelogs.Complaints(file)
             with err.status(escape(f"{file} …")) as status:
 
                 def show(so_far: votelogs.Report, status: Status = status, file: Path = file) -> None:
@@ -101,7 +86,11 @@ async def _export(config: Config, file: Path | None, form: str) -> None:
         await reach(broker)
         report = votelogs.Exported()
         if file is None:
-            await _write(broker, sys.stdout, form, report)
+            try:
+                await _write(broker, sys.stdout, form, report)
+            except BrokenPipeError:  # its reader has enough, as `head` does; Python would complain once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return
         else:
             part = file.with_name(file.name + ".part")  # a file of this name is a whole one
             try:
@@ -166,3 +155,73 @@ def _before(text: str) -> int:
         return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
     except ValueError:
         raise SetupError(f"{text!r} is no time. Write 90d or 2030-12-31.") from None
+
+
+def leaderboard(
+    files: Files,
+    category: Annotated[str, typer.Option(help="Only votes of a category: coding, math, zh …")] = "all",
+    style: Annotated[bool, typer.Option("--style", help="Take length and formatting out of the ratings.")] = False,
+    named: Annotated[bool, typer.Option("--named", help="Count votes on named models, too.")] = False,
+    deprecated: Annotated[bool, typer.Option("--deprecated", help="Show deprecated models in the table, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known of the board.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A row for each model.")] = False,
+) -> None:
+    """Compute a leaderboard from files of votes; no fleet is needed. A vote that is in several of them counts once."""
+    if find_spec("numpy") is None:
+        raise SetupError("Ratings need numpy: pip install 'fleetchat[worker]'.")
+    options = ["--category", category, *["--style"] * style, *["--named"] * named]
+    command = [sys.executable, "-m", "workers.leaderboard_file", *options, "--", *map(str, files)]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # it has said why
+    if as_json:
+        print(done.stdout.decode(), end="")
+        return
+    board = json.loads(done.stdout)
+    if as_csv:
+        _print_csv(board)
+    else:
+        _print_board(board, deprecated)
+
+
+def _print_csv(board: dict[str, Any]) -> None:
+    rows = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(board["models"])
+
+
+def _print_board(board: dict[str, Any], deprecated: bool) -> None:
+    models = [row for row in board["models"] if deprecated or not row["deprecated"]]
+    if not models:
+        there = ", ".join(f"{one['name']} ({one['votes']})" for one in board["categories"])
+        raise FleetError(f"No vote counts here. Votes that count, by category: {there}.")
+    known = [name for name in ("organisation", "licence") if any(row[name] for row in models)]
+    table = new_table("rank", "model", "score", "95 %", "votes", "won", *known)
+    for column in (table.columns[i] for i in (0, 2, 3, 4, 5)):
+        column.justify = "right"
+    for row in models:
+        interval = f"+{row['upper'] - row['score']:.0f} / -{row['score'] - row['lower']:.0f}"
+        table.add_row(
+            str(row["rank"]), escape(row["name"]) + (" [dim](few votes)[/dim]" if row["preliminary"] else ""),
+            f"{row['score']:.0f}", interval, str(row["votes"]), f"{100 * row['win_rate']:.1f} %",
+            *(escape(row[name]) for name in known),
+        )  # fmt: skip
+    out.print(table)
+    kinds = "blind and named" if board["named"] else "blind"
+    control = ", style controlled" if board["style"] else ""
+    out.print(f"[dim]{board['votes']} {kinds} votes{control}; rank: 1 + how many are surely better.[/dim]")
+    if aside := _aside(board["aside"]):
+        out.print(f"[dim]Not counted: {aside}.[/dim]")
+
+
+def _aside(aside: dict[str, Any]) -> str:
+    what = {
+        "late": "after the names were known",
+        "leaks": "where an answer says who it is",
+        "over_cap": "over a voter's share of a day",
+        "votes_of_voters": f"of {len(aside['voters'])} voters whose votes are no fair ones",
+    }
+    return ", ".join(f"{aside[name]} {text}" for name, text in what.items() if aside[name])

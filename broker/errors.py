@@ -6,6 +6,7 @@ raised where they are known and caught in two places: the web middleware (a page
 
     FleetError                    500  internal
     ├── BadRequest                400  bad_request          the request's shape or a value is wrong
+    │   ├── TextRefused           400  text_refused         moderation objects to a question of a battle
     │   ├── PromptEmpty           400  prompt_empty
     │   ├── PromptTooLarge        413  prompt_too_large     more bytes than FLEETCHAT_PROMPT_BYTES
     │   └── PromptTooLong         400  context_length_exceeded   more tokens than the model takes
@@ -26,6 +27,7 @@ raised where they are known and caught in two places: the web middleware (a page
     ├── Unavailable               503  unavailable
     │   ├── NoWorker              503  no_worker
     │   ├── TooFewModels          503  two_models           no two models that may meet in a battle are running
+    │   ├── TextUnchecked         503  text_unchecked       moderation cannot say, and fails closed
     │   ├── BoutRefused           503  bout_refused         a side of a blind round was not accepted
     │   ├── WaitedTooLong         503  waited_too_long
     │   ├── ShuttingDown          503  shutting_down        this web process ends; another one may be there
@@ -34,6 +36,8 @@ raised where they are known and caught in two places: the web middleware (a page
     ├── RanTooLong                504  ran_too_long
     ├── WorkerLost                502  worker_lost          the request brought down its workers
     ├── SideFailed                502  side_failed          one side of a battle failed, so its round is void
+    ├── AnswerRefused             502  answer_refused       moderation objects to an answer, so its round is void
+    ├── AnswerUnchecked           503  answer_unchecked     moderation cannot say of the answers, and fails closed
     ├── EngineFailed              500  engine_failed
     │   ├── StepFailed            500  engine_failed        a step of the model failed under several requests: each is tried again
     │   └── UpstreamFailed        502  upstream_failed      the server behind a remote model broke off or made no sense
@@ -68,6 +72,11 @@ class FleetError(Exception):
 class BadRequest(FleetError):
     status, code = 400, "bad_request"
     sentence = "The request has a field that is missing, of a wrong type or out of range."
+
+
+class TextRefused(BadRequest):
+    code = "text_refused"
+    sentence = "This message goes against the rules of this site, so it was not sent. Please write something else."
 
 
 class PromptEmpty(BadRequest):
@@ -170,6 +179,11 @@ class TooFewModels(Unavailable):
     sentence = "A battle needs two models, and fewer are running right now. Please try again in a moment."
 
 
+class TextUnchecked(Unavailable):
+    code = "text_unchecked"
+    sentence = "This message could not be checked just now, so it was not sent. Please try again in a moment."
+
+
 class BoutRefused(Unavailable):
     """Which model it was, and why, would betray it."""
 
@@ -210,6 +224,18 @@ class WorkerLost(FleetError):
 class SideFailed(FleetError):
     status, code = 502, "side_failed"
     sentence = "One of the two answers has failed, so this round is void. Begin a new one."
+
+
+class AnswerRefused(FleetError):
+    """Which side it was would say something of its model."""
+
+    status, code = 502, "answer_refused"
+    sentence = "One of the answers goes against the rules of this site, so this round is void. Begin a new one."
+
+
+class AnswerUnchecked(FleetError):
+    status, code = 503, "answer_unchecked"
+    sentence = "The answers could not be checked just now, so this round is void. Begin a new one."
 
 
 class EngineFailed(FleetError):

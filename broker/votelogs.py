@@ -9,6 +9,8 @@ import asyncio
 import gzip
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,9 +29,36 @@ from broker.votes import Vote, compress
 
 BATCH = 200  # votes in one round trip, and in memory
 GZIP_LEVEL = 9
+TOLD = 100  # lines that are skipped, each with its reason; of further ones only the number
 
 Complain = Callable[[int, str], None]
 """Is told the line of what is skipped, and why."""
+
+
+class Complaints:
+    """Says on standard error of each line of a file that is skipped why it is; of too many, only how many."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._count = 0
+        self._reasons = Counter[str]()
+
+    def __call__(self, line: int, why: str) -> None:
+        """One line."""
+        self._count += 1
+        if why in self._reasons or len(self._reasons) < TOLD:
+            self._reasons[why] += 1
+        if self._count <= TOLD:
+            print(f"{self._file}, line {line}: {why}", file=sys.stderr)
+
+    def end(self) -> None:
+        """What was not said."""
+        if self._count > TOLD:
+            often = ", ".join(f"{why} ({n})" for why, n in self._reasons.most_common(5))
+            print(
+                f"{self._file}: {self._count - TOLD} more lines are skipped. Most often: {often}",
+                file=sys.stderr,
+            )
 
 
 @dataclass(slots=True)
@@ -44,8 +73,8 @@ class Report:
     again: bool = False  # Redis was restarted meanwhile, so the file was read twice; counted is the second time
 
 
-def found(file: Path, salt: bytes, report: Report, complain: Complain) -> Iterator[Found]:
-    """The votes in a file, and in `report` how many records are none.
+def found(file: Path, salt: bytes, report: Report, complain: Complain, *, keep: bool = True) -> Iterator[Found]:
+    """The votes in a file, with what was said if it is to be kept; and in `report` how many records are none.
 
     Raises:
         SetupError: it cannot be read.
@@ -57,7 +86,7 @@ def found(file: Path, salt: bytes, report: Report, complain: Complain) -> Iterat
         of_file = of_file or digest(file)
         return f"{of_file}:{line}"
 
-    source = Source(salt, unique)
+    source = Source(salt, unique, keep)
     for line, record in records(file):
         try:
             if isinstance(record, Wrong):

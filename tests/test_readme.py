@@ -44,7 +44,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_no_other():
 
 def test_every_command_and_option_of_up_is_named():
     commands = get_command(cli).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"up", "status", "ask", "chat", "drain", "keys", "votes"}
+    assert set(commands) == {"up", "status", "ask", "chat", "drain", "keys", "votes", "leaderboard"}
     for name in commands:
         assert f"fleetchat {name}" in README
     for option in commands["up"].params:
@@ -55,6 +55,8 @@ def test_the_arenas_rules_are_taken_as_printed(tmp_path):
     text = re.search(r"<!-- arena -->\n```toml\n(.*?)\n```", README, re.S)[1]  # type: ignore[index]
     file = tmp_path / "arena.toml"
     file.write_text(text)
+    for name in ("leaderboard_table.csv", "words.txt"):
+        (tmp_path / name).touch()
     found = rules.read(file)
     assert found.sampling.never == [("qwen", "qwen-base")]
     odds = Odds.of(["qwen", "qwen-base", "llama-3", "llama-old", "draft-1", "tiny-1"], found)

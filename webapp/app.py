@@ -22,6 +22,7 @@ from webapp import (
     health,
     installed,
     languages,
+    leaderboard,
     pages,
     presets,
     sandbox,
@@ -35,6 +36,8 @@ from webapp.arena import ARENA, Arena
 from webapp.calls import CALLS, OpenCalls
 from webapp.docs import DOCS, Docs
 from webapp.languages import PAGES, Pages
+from webapp.leaderboard import ANSWERS, Answers
+from webapp.leaderboard_boards import BOARDS, Boards
 from webapp.live import LIVE, Live
 from webapp.middleware import guard
 from webapp.operations import OPERATIONS
@@ -53,12 +56,14 @@ def create_app(config: Config) -> web.Application:
     app[STATICS] = statics.load(languages.scripts())
     app[PAGES] = Pages.load(static=app[STATICS].prefix, prompt_bytes=config.prompt_bytes)
     app[OPEN], app[CALLS], app[DOCS] = OpenSockets(), OpenCalls(), Docs.load()
+    app[ANSWERS] = Answers()
     arena_rules = rules.read(config.arena_file)
     app[transcripts.PLACES] = asyncio.Semaphore(transcripts.AT_ONCE)
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
         async with Broker.open(config) as broker, Live(broker).running() as live, Titles(broker).running() as titles:
             app[BROKER], app[LIVE], app[SESSIONS], app[TITLES] = broker, live, Sessions(broker), titles
+            app[BOARDS] = Boards(broker)
             app[ARENA] = Arena(broker, arena_rules, app[SESSIONS])
             yield
 
@@ -99,6 +104,9 @@ def create_app(config: Config) -> web.Application:
             web.delete("/shares/{share}", shares.revoke, name="share-revoke"),
             web.get("/export", transcripts.export_all, name="export"),
             web.post("/import", transcripts.take, name="take"),
+            web.get("/leaderboard", leaderboard.page, name="leaderboard"),
+            web.get("/leaderboard.json", leaderboard.as_json, name="leaderboard-json"),
+            web.get("/leaderboard.csv", leaderboard.as_csv, name="leaderboard-csv"),
             web.get("/presets", presets.index, name="presets"),
             web.put("/presets/{preset:.+}", presets.save, name="preset"),
             web.patch("/presets/{preset:.+}", presets.rename, name="preset-rename"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from broker import arena, chat, conversations, keys, queues, registry, shares
+from broker import arena, chat, conversations, keys, moderation, queues, registry, shares
 from broker.arena import SIDES, Battle, Started, Voter
 from broker.connection import Broker, redis_errors
 from broker.errors import (
@@ -29,6 +29,8 @@ from broker.errors import (
     ShareUsed,
     SideFailed,
     StorageFull,
+    TextRefused,
+    TextUnchecked,
     from_map,
 )
 from broker.messages import ChatRequest, Frame, Message, ModelCard, pack, unpack
@@ -52,16 +54,8 @@ TABLE_SECONDS = 2.0  # for which the table that pairs are drawn by is good
 SAID = (ShareUsed, StorageFull, RedisAway, PromptTooLarge)  # refusals that say nothing of a model
 
 
-Inspect = Callable[[str], Awaitable[None]]
-"""What looks at a text of a battle, and raises what its reader is told where it objects."""
-
-
 class Arena:
     """The app's: its rules, and what it draws pairs by."""
-
-    inspect: Inspect | None = (
-        None  # passed by every question before it is asked, by every answer before its end is shown
-    )
 
     def __init__(self, broker: Broker, rules: Rules, sessions: Sessions) -> None:
         self.rules = rules
@@ -79,6 +73,12 @@ class Arena:
         """Raises Forbidden unless this is the owner's token."""
         if not hmac.compare_digest((await self.token(owner)).encode(), token.encode()):
             raise Forbidden("Reload the page: this one is not, or no longer, from here.")
+
+    async def inspect(self, *texts: str) -> None:
+        """Raises TextRefused or TextUnchecked where moderation does not let pass what somebody wrote."""
+        verdict = await moderation.check(self._broker, self.rules, texts)
+        if verdict.flagged:
+            raise TextUnchecked if verdict.failed else TextRefused
 
     async def voter(self, request: web.Request, owner: str) -> Voter:
         """Who votes by this request."""
@@ -124,9 +124,9 @@ def address_of(request: web.Request, proxies: int) -> str:
 async def battle(socket: "Socket", message: protocol.Battle) -> None:
     """A question to both sides, of a new round or of one that goes on."""
     await socket.arena.check(socket.owner, message.token)
-    broker, rules, inspect = socket.broker, socket.arena.rules, socket.arena.inspect
-    if inspect:
-        await inspect(message.text)
+    broker, rules = socket.broker, socket.arena.rules
+    arena.check(rules, message.text)
+    await socket.arena.inspect(message.text, message.settings.system or "")
     known: dict[str, Any] = {"battle_id": message.battle}
     if message.battle:
         before = await arena.load(broker, message.battle, socket.owner)
@@ -146,6 +146,7 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
 async def again(socket: "Socket", message: BattleAgain) -> None:
     """The last question, answered again by both."""
     await socket.arena.check(socket.owner, message.token)
+    await socket.arena.inspect(message.settings.system or "")
     started = await arena.again(socket.broker, socket.arena.rules, socket.owner, message.battle)
     before = await arena.load(socket.broker, message.battle, socket.owner)
     question = Message("user", before.turns[started.turn].text)
@@ -193,9 +194,10 @@ class _Turn:
         self._socket, self._message, self._models, self._started = socket, message, models, started
         self._blind = kind == "blind"
         self._tags = {"battle": started.battle_id, "turn": started.turn}
-        self._pacing = Pacing(SIDES, socket.arena.rules.battle.paced)
+        self._checks = socket.arena.rules.moderation
+        self._pacing = Pacing(SIDES, socket.arena.rules.battle.paced, held=self._checks.on)
         self._came = asyncio.Event()
-        self._texts: dict[str, list[str]] = {side: [] for side in SIDES}  # by the frames' numbers
+        self._held: list[tuple[str, Frame]] = []  # what is not shown before the check
 
     async def play(self, said: Sequence[Sequence[Message]]) -> None:
         """Ask both, and show what they say until both have ended, or one has failed."""
@@ -244,16 +246,18 @@ class _Turn:
         """The frames of both, until the last ones.
 
         Raises:
-            FleetError: SideFailed, or what a check has said of an answer.
+            FleetError: SideFailed, AnswerRefused, AnswerUnchecked
         """
         if self._blind:
             self._socket.arena.pacing[self._started.battle_id] = self._pacing
         try:
             async with asyncio.TaskGroup() as tasks:
-                for side, reader in zip(SIDES, readers, strict=True):
-                    tasks.create_task(self._follow(side, reader))
+                sides = [tasks.create_task(self._follow(*one)) for one in zip(SIDES, readers, strict=True)]
                 if self._blind:
                     tasks.create_task(self._emit())
+                await asyncio.wait(sides)
+                if self._checks.on:
+                    await self._approve()
         except BaseExceptionGroup as failures:
             known, others = failures.split(FleetError)
             if known is None or others is not None:
@@ -263,12 +267,25 @@ class _Turn:
             self._socket.arena.pacing.pop(self._started.battle_id, None)
 
     async def _follow(self, side: str, reader: Reader) -> None:
-        take = self._veil if self._blind else self._pass_on
         async for frame in self._frames(side, reader):
-            self._texts[side][frame.seq :] = [frame.text if frame.kind == "text" else ""]
-            if frame.end and (inspect := self._socket.arena.inspect):
-                await inspect("".join(self._texts[side]))
-            await take(side, frame)
+            if self._checks.on and (self._checks.before or (frame.end and not self._blind)):
+                self._held.append((side, frame))
+            else:
+                await self._take(side, frame)
+
+    async def _approve(self) -> None:
+        """Both together are checked once both have ended, so that neither what is said nor when tells of a single side."""
+        state, broker, owner = self._socket.arena, self._socket.broker, self._socket.owner
+        checking = broker.later(arena.approve(broker, state.rules, self._started, owner))
+        if refusal := await asyncio.shield(checking):  # it is also noted if the page goes now
+            raise refusal
+        for side, frame in self._held:
+            await self._take(side, frame)
+        self._pacing.release()
+        self._came.set()
+
+    async def _take(self, side: str, frame: Frame) -> None:
+        await (self._veil if self._blind else self._pass_on)(side, frame)
 
     async def _frames(self, side: str, reader: Reader) -> AsyncIterator[Frame]:
         """A side's frames. What it fails with is told only of a named side, since it may say its name."""

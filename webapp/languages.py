@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.ext import extract_from_ast
 
 from broker.errors import FleetError, SetupError
+from broker.features import CATEGORIES, LEAK
 
 COOKIE = "language"
 CALL = re.compile(r'\b(?:t|n)\(\s*("(?:[^"\\]|\\.)*")(?:,\s*("(?:[^"\\]|\\.)*"))?')  # t("...") and n("...", "...")
@@ -99,7 +100,7 @@ def scripts() -> dict[str, bytes]:
 
 
 def extract() -> Catalog:
-    """Every sentence of the templates, of the page's modules and of the errors, with the files that it is in."""
+    """Every sentence of the templates, of the page's modules, of errors and categories, with the files that it is in."""
     catalog = Catalog()
     environment = _environment(ENGLISH, {})
     for name in environment.list_templates():
@@ -115,6 +116,8 @@ def extract() -> Catalog:
                 catalog.add((one, many) if many else one, locations=[(f"webapp/static/{node.name}", 1)])
     for kind in _errors(FleetError):
         catalog.add(kind.sentence, locations=[("broker/errors.py", 1)])
+    for sentence in (LEAK, *(text for one in CATEGORIES for text in (one.title, one.rule))):
+        catalog.add(sentence, locations=[("broker/features.py", 1)])
     return catalog
 
 
@@ -157,7 +160,11 @@ def _environment(language: Language, values: Mapping[str, object]) -> Environmen
             return known.get(message, message)
         return known.get("{sentence} ({details})", "{sentence} ({details})").format(sentence=sentence, details=message)
 
-    environment.globals |= {"language": language, "languages": LANGUAGES, "told": told, **values}
+    def said(sentence: str) -> str:
+        """A sentence of the broker's, which stands in no template."""
+        return known.get(sentence, sentence)
+
+    environment.globals |= {"language": language, "languages": LANGUAGES, "told": told, "said": said, **values}
     return environment
 
 

@@ -62,9 +62,10 @@ class _Side:
 class Pacing:
     """Two sides; without `paced` each shows what it has at once."""
 
-    def __init__(self, sides: Sequence[str], paced: bool = True) -> None:
+    def __init__(self, sides: Sequence[str], paced: bool = True, held: bool = False) -> None:
         self._sides = {side: _Side() for side in sides}
         self._paced = paced
+        self._held = held  # that a side has ended is not said until `release`
         self._began = 0.0  # when both had begun
         self._together = 0  # characters that each has shown while both went on
         self._alone_since: float | None = None
@@ -87,6 +88,10 @@ class Pacing:
     def hurry(self) -> None:
         """Both have come: what is left may be shown at once."""
         self._paced = not all(side.ended for side in self._sides.values())
+
+    def release(self) -> None:
+        """The ends may be said."""
+        self._held = False
 
     @property
     def finished(self) -> bool:
@@ -128,7 +133,7 @@ class Pacing:
         found = []
         for name, side in self._sides.items():
             text = side.take(due[name])
-            end = side.done and not side.closed
+            end = side.done and not side.closed and not self._held
             if text or end:
                 found.append(Piece(name, side.seq, text, end))
                 side.seq, side.closed = side.seq + 1, side.closed or end

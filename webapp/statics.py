@@ -1,9 +1,14 @@
-"""The page's own files, read once and served from memory, compressed, under an address that changes with them."""
+"""The page's own files, read once and served from memory, compressed, under an address that changes with them.
+
+Our scripts and styles go out without the lines of their comments, which are for those who read the source and a sixth of
+the page's weight; the lines stay, empty, so that an error's place is the same in both.
+"""
 
 import asyncio
 import gzip
 import hashlib
 import mimetypes
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +25,7 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".webmanifest": "application/manifest+json",
 }
+COMMENT = re.compile(rb"^[ \t]*(?:/\*(?:(?!\*/).)*\*/|//[^\n]*)$", re.M | re.S)  # that has its lines for itself
 FOR_EVER = "public, max-age=31536000, immutable"
 
 
@@ -53,7 +59,7 @@ STATICS = web.AppKey("statics", Statics)
 
 def load(made: Mapping[str, bytes]) -> Statics:
     """Read webapp/static; `made` are files that the app makes, by their path."""
-    bodies = {path: node.read_bytes() for path, node in _walk(files("webapp") / "static", "")} | dict(made)
+    bodies = {path: _lean(path, node.read_bytes()) for path, node in _walk(files("webapp") / "static", "")} | dict(made)
     found = {path: _file(path, body) for path, body in bodies.items()}
     digest = hashlib.sha256()
     for path, file in sorted(found.items()):
@@ -76,6 +82,12 @@ async def serve(request: web.Request) -> web.Response:
         if len(zipped) < len(body):
             headers["Content-Encoding"], body = "gzip", zipped
     return web.Response(body=body, content_type=file.content_type, headers=headers)
+
+
+def _lean(path: str, body: bytes) -> bytes:
+    if path.startswith("vendor/") or not path.endswith((".js", ".css")):
+        return body
+    return COMMENT.sub(lambda comment: b"\n" * comment[0].count(b"\n"), body)
 
 
 def _file(path: str, body: bytes) -> StaticFile:

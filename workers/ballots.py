@@ -116,10 +116,10 @@ class Ballots:
 
     def view(self) -> View:
         """The votes as they are now."""
-        columns = {name: column[: self.size] for name, column in self._columns.items()}
+        size = self.size  # looked up first: what has been added since is in the columns, and behind it
         return View(
-            **columns,
-            styles=self._styles[: self.size],
+            **{name: column[:size] for name, column in self._columns.items()},
+            styles=self._styles[:size],
             names=tuple(self.names),
             sets=tuple(self.sets),
             reading=self.reading,

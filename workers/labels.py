@@ -43,6 +43,7 @@ MOST_TOKENS = 200
 BATCH = 5000  # labels that are read at a time
 AT_ONCE = 4  # votes that a judge is asked about at a time
 PAUSES = (5.0, 30.0, 120.0, 600.0, 3600.0)  # seconds until a vote is asked about again
+AWAY_SECONDS = 5.0  # until anything is asked again when nothing was answered
 
 
 @dataclass(order=True, frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Labels:
         self._waiting: list[_Waiting] = []  # a heap
         self._some = asyncio.Event()
         self._reading = 0
+        self._away = False
 
     async def load(self) -> None:
         """Read what is known; the votes come from the first one again. Without a judge nothing is."""
@@ -95,34 +97,37 @@ class Labels:
                 self._some.clear()
                 continue
             count = min(AT_ONCE, len(self._waiting))
-            await asyncio.gather(*(self._label(heapq.heappop(self._waiting)) for _ in range(count)))
+            answered = await asyncio.gather(*(self._label(heapq.heappop(self._waiting)) for _ in range(count)))
+            self._away = not any(answered)
+            if self._away:
+                await asyncio.sleep(AWAY_SECONDS)
 
     def _wait(self, vote: _Waiting) -> None:
         heapq.heappush(self._waiting, vote)
         self._some.set()
 
-    async def _label(self, vote: _Waiting) -> None:
+    async def _label(self, vote: _Waiting) -> bool:
+        """Ask about a vote, if it is time to; False when the judge does not answer."""
         loop = asyncio.get_running_loop()
         if vote.due > loop.time():
             self._wait(vote)
-            return
+            return True
         try:
             labels = await self._ask(vote.battle)
             if labels is not None:
                 await self._broker.redis.hset(keys.LABELS, vote.battle, json.dumps(labels))
         except (FleetError, RedisError, OSError) as error:
             pause = PAUSES[min(vote.tries, len(PAUSES) - 1)]
-            logger.log(
-                logging.WARNING if vote.tries == 0 else logging.DEBUG,
-                "the judge %s gave battle %s no categories, it is asked again in %g s: %s",
-                self._judge, vote.battle, pause, error,
-            )  # fmt: skip
+            level = logging.DEBUG if self._away or vote.tries else logging.WARNING
+            told = "the judge %s gave battle %s no categories, it is asked again in %g s: %s"
+            logger.log(level, told, self._judge, vote.battle, pause, error)
             if vote.reading == self._reading:
                 self._wait(replace(vote, due=loop.time() + pause, tries=vote.tries + 1))
-            return
+            return False
         self.known[vote.battle] = None if labels is None else tuple(labels)
         if labels is not None and vote.reading == self._reading:
             self._found(-vote.newness, labels)
+        return True
 
     async def _ask(self, battle: str) -> list[str] | None:
         """What the judge says; None where the text is not in Redis any more, or is no conversation."""
@@ -130,6 +135,8 @@ class Labels:
             (said,) = await votes.said(self._broker, [battle])
             prompts = "\n\n".join(str(turn["text"]) for turn in said["turns"])[:CLIPPED]
         except (ValueError, TypeError, KeyError):
+            return None
+        if not prompts:  # a vote from a file without conversations
             return None
         sampling = Sampling(temperature=0, max_tokens=MOST_TOKENS)
         messages = (Message("system", ASKED), Message("user", prompts))

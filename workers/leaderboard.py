@@ -21,7 +21,7 @@ from broker.leaderboard import Board, BoardRequest
 from broker.messages import ModelCard
 from broker.rules import Rules
 from broker.tasks import beside, happens
-from workers.ballots import Ballots, Entry
+from workers.ballots import Ballots, Entry, View
 from workers.boards import FIRST, Boards
 from workers.labels import CATEGORIES, Labels
 
@@ -30,8 +30,9 @@ logger = logging.getLogger("fleetchat.leaderboard")
 BATCH = 5000  # entries that are read at a time
 BLOCK_MS = 1000  # less than a command's time limit
 LOOK_SECONDS = 1.0  # between two looks whether votes or cards have changed in another way than by a new vote
-LEAST_PAUSE, MOST_PAUSE = 0.1, 0.4  # between two rounds of the first boards
-QUICK_SECONDS = 0.1  # what takes longer is done again only after REST times as long
+PAUSE = 0.5  # between two rounds of the first boards, and at most after another one
+PAIRS_SECONDS = 5.0  # between two tables of pairs, unless there is a new model
+QUICK_SECONDS = 0.1  # if it takes longer to look at all voters, they are looked at again only after REST times as long
 REST = 10
 IDLE_SECONDS = 30.0  # after which a board is made again whose own votes are the same, for what it shows beside them
 
@@ -51,7 +52,6 @@ class Leaderboard:
         self._version = 0  # grows with whatever makes boards stale
         self._made: dict[str, tuple[int, Any, float]] = {}  # field -> of which version and votes, when
         self._kept: set[str] = set()  # fields of boards that there are to be
-        self._due: dict[str, float] = {}  # field -> when it may be made again (time.monotonic())
         self._read = asyncio.Event()  # all votes that were there have been read
         self._news = asyncio.Event()  # for the first boards
         self._more = asyncio.Event()  # for the others
@@ -67,7 +67,7 @@ class Leaderboard:
         """A board of any votes and models, now."""
         await self._read.wait()
         async with self._asked:
-            return await self._board(request, keep=False)
+            return await self._board(self._ballots, self._ballots.view(), request, keep=False)
 
     async def _follow(self) -> None:
         while True:
@@ -134,15 +134,18 @@ class Leaderboard:
         self._stale(self._incoming is self._ballots)
 
     async def _first(self) -> None:
-        """The boards that most people see, and the table for drawing pairs, after every vote."""
+        """The boards that most people see, after every vote, and now and then the table for drawing pairs."""
         await self._read.wait()
+        models, drawn = -1, 0.0  # that the last table has, and when it was made
         while True:
             await self._news.wait()
             self._news.clear()
-            begun = time.monotonic()
-            await self._publish(FIRST, pairs=True)
+            pairs = len(self._ballots.names) != models or time.monotonic() - drawn > PAIRS_SECONDS
+            if pairs:
+                models, drawn = len(self._ballots.names), time.monotonic()
+            await self._publish(FIRST, pairs=pairs)
             self._more.set()
-            await asyncio.sleep(min(MOST_PAUSE, max(LEAST_PAUSE, time.monotonic() - begun)))
+            await asyncio.sleep(PAUSE)
 
     async def _suspect(self) -> None:
         """Voters who are to be set aside, after every vote, or as often as there is time to look for them."""
@@ -155,13 +158,18 @@ class Leaderboard:
                 await self._doubts.wait()
                 continue
             looked = view.reading, len(view)
-            begun = time.monotonic()
-            changed = [await asyncio.to_thread(self._boards.suspect, view, named, trusted) for named in (False, True)]
-            self._stale(any(changed))
-            await asyncio.sleep(max(LEAST_PAUSE, _rest(time.monotonic() - begun)))
+            changed, seconds = await asyncio.to_thread(self._look_at_voters, view, trusted)
+            self._stale(changed)
+            await asyncio.sleep(REST * seconds if seconds > QUICK_SECONDS else PAUSE)
+
+    def _look_at_voters(self, view: View, trusted: set[int]) -> tuple[bool, float]:
+        """Whether others are set aside now, and the processor's seconds that it took to see."""
+        begun = time.thread_time()
+        changed = [self._boards.suspect(view, named, trusted) for named in (False, True)]
+        return any(changed), time.thread_time() - begun
 
     async def _others(self) -> None:
-        """The boards beside the first ones, of which each that is stale and may be done comes in its turn."""
+        """The boards beside the first ones: of those that are stale, always the one that was made first."""
         await self._read.wait()
         while True:
             self._more.clear()
@@ -175,8 +183,7 @@ class Leaderboard:
                 continue
             seconds = await self._publish([request])
             self._made[request.field] = version, wanted[request], time.monotonic()
-            self._due[request.field] = time.monotonic() + _rest(seconds)
-            await asyncio.sleep(min(seconds, MOST_PAUSE))  # leaves half of a core's time to others
+            await asyncio.sleep(min(seconds, PAUSE))  # leaves half of a core's time to others
 
     def _stale_ones(self, wanted: Mapping[BoardRequest, Any]) -> list[tuple[float, BoardRequest]]:
         """Boards that are to be made again, each with the time from which it may be."""
@@ -184,7 +191,7 @@ class Leaderboard:
         for request, votes in wanted.items():
             version, of, at = self._made.get(request.field, (-1, None, 0.0))
             if version != self._version:  # if its votes are the same, only what it shows beside them can have changed
-                found.append((at + IDLE_SECONDS if of == votes else self._due.get(request.field, 0.0), request))
+                found.append((at + IDLE_SECONDS if of == votes else at, request))
         return found
 
     async def _forget(self, wanted: set[str]) -> None:
@@ -199,27 +206,20 @@ class Leaderboard:
     async def _publish(self, requests: Sequence[BoardRequest], *, pairs: bool = False) -> float:
         """Compute boards and keep them; gives the seconds that it took."""
         begun = time.monotonic()
+        ballots, view = self._ballots, self._ballots.view()
         boards: dict[str, Any] = {}
         for request in requests:
             try:
-                boards[request.field] = await self._board(request, keep=True)
+                boards[request.field] = await self._board(ballots, view, request, keep=True)
             except Exception:  # a vote that nobody thought of must not end the other boards, nor the jobs beside them
                 logger.exception("the board %s cannot be computed", request.field)
-        if pairs:
-            boards[leaderboard.PAIRS] = await asyncio.to_thread(self._boards.pairs, self._ballots.view())
+        if pairs and FIRST[0].field in boards:
+            boards[leaderboard.PAIRS] = await asyncio.to_thread(self._boards.pairs, view)
         await keep_trying(partial(leaderboard.save, self._broker, boards))
         return time.monotonic() - begun
 
-    async def _board(self, request: BoardRequest, *, keep: bool) -> Board:
-        ballots = self._ballots
-        return await asyncio.to_thread(
-            self._boards.board, ballots.view(), request, self._cards, ballots.people, keep=keep
-        )
-
-
-def _rest(seconds: float) -> float:
-    """How long something waits until it is done again that took so long."""
-    return REST * seconds if seconds > QUICK_SECONDS else 0.0
+    async def _board(self, ballots: Ballots, view: View, request: BoardRequest, *, keep: bool) -> Board:
+        return await asyncio.to_thread(self._boards.board, view, request, self._cards, ballots.people, keep=keep)
 
 
 def _shown(card: ModelCard | None) -> tuple[Any, ...]:

@@ -44,6 +44,7 @@ class Scripts:
         self.bout = script("bout")
         self.withdraw = script("withdraw")
         self.settle = script("settle")
+        self.approve = script("approve")
         self.record = script("record")
         self.archive = script("archive")
         self.reveal = script("reveal")

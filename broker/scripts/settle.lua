@@ -1,7 +1,7 @@
 -- Takes a vote, once, and shows the names: the only writer of `votes` and `voted` beside record.lua.
 -- ARGV: battle, owner, winner, revision that the rest was made from, what was said (zlib), number of limits,
 --       for each limit: who, votes a day (0: any number); then names and values of the entry but for kind, winner, p, a, b and at
--- Returns {0, kind, a, b}, or {-1} not the owner's, {-2} void, {-3} voted already, {-4} not both answers are finished,
+-- Returns {0, kind, a, b}, or {-1} not the owner's, {-2} void, {-3} voted already, {-4} not both answers are finished and checked,
 -- {-5} the battle has changed meanwhile, {-6, ms} as many votes as may be, until that time
 run_when_full()
 local id, owner, winner, revision, said = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -13,6 +13,7 @@ if r.owner ~= owner then return {-1} end
 if r.state == 'void' then return {-2} end
 if r.state == 'voted' then return {-3} end
 if r.revision ~= revision then return {-5} end
+if r['unchecked:' .. (tonumber(r.turns) - 1)] then return {-4} end
 for _, side in ipairs({'a', 'b'}) do
   local answer = r[side .. ':' .. (tonumber(r.turns) - 1)]
   if not answer or not done[cmsgpack.unpack(answer).reason] then return {-4} end

@@ -6,7 +6,7 @@ import pytest
 from broker import arena, keys, queues, registry, streams, votes
 from broker.arena import Battle, Started, Voter
 from broker.connection import Broker
-from broker.errors import BadRequest, NoSuchBattle, PromptTooLarge, RoundOver, RoundUnderWay, VotesUsed
+from broker.errors import AnswerUnchecked, BadRequest, NoSuchBattle, PromptTooLarge, RoundOver, RoundUnderWay, VotesUsed
 from broker.messages import ChatRequest, Frame, Message, ModelCard
 from broker.queues import Bout
 from broker.rules import Rules
@@ -15,6 +15,8 @@ from broker.votes import decompress
 from helpers import eventually
 
 RULES = Rules()
+CHECKED = Rules.model_validate({"moderation": {"model": "judge", "fails": "open"}})
+CLOSED = Rules.model_validate({"moderation": {"model": "judge", "fails": "closed"}})
 VOTER = Voter.of(b"salt", "anna", "10.1.2.3")
 
 
@@ -41,10 +43,10 @@ async def write(broker: Broker, request_id: str, text: str = "fine", reason: str
     await streams.append(broker, [Written(request_id, held.token, 0, frame.encode(), last=True)])
 
 
-async def turn(broker: Broker, text: str = "hi", **more: object) -> Started:
+async def turn(broker: Broker, text: str = "hi", rules: Rules = RULES, **more: object) -> Started:
     """A turn with both answers."""
     more = {"models": ("left", "right"), "probability": 0.25} | more if "battle_id" not in more else more
-    started = await arena.begin(broker, RULES, "anna", text, **more)
+    started = await arena.begin(broker, rules, "anna", text, **more)
     await enqueue(broker, started)
     for request_id in started.requests:
         await write(broker, request_id)
@@ -158,6 +160,70 @@ async def test_a_turn_that_was_not_accepted_leaves_no_trace(broker):
     after = await arena.load(broker, started.battle_id, "anna")
     assert (after.turns[0].a.text, after.turns[0].b.text) == ("fine", "fine")
     assert after.votable
+
+
+async def test_answers_are_neither_shown_nor_voted_on_before_they_are_approved(broker):
+    started = await turn(broker, rules=CHECKED)
+    battle = await arena.load(broker, started.battle_id, "anna")
+    assert not battle.votable
+    assert battle.shown()["turns"] == [{"text": "hi", "a": None, "b": None}]
+    assert "fine" not in str(battle.snapshot())
+    with pytest.raises(RoundUnderWay):
+        await cast(broker, started)
+    with pytest.raises(NoSuchBattle):
+        await arena.approve(broker, CHECKED, started, "eve")
+    assert await arena.approve(broker, CHECKED, started, "anna") is None
+    battle = await arena.load(broker, started.battle_id, "anna")
+    assert battle.shown()["turns"][0]["b"] == {"text": "fine", "done": True}
+    assert (await cast(broker, started)).state == "voted"
+
+
+async def test_answers_that_are_not_approved_are_forgotten_and_their_round_is_void(broker):
+    first = await turn(broker, rules=CHECKED)
+    await arena.approve(broker, CHECKED, first, "anna")
+    second = await turn(broker, "more", CLOSED, battle_id=first.battle_id)
+    assert isinstance(await arena.approve(broker, CLOSED, second, "anna"), AnswerUnchecked)
+    battle = await arena.load(broker, first.battle_id, "anna")
+    assert (battle.state, battle.why) == ("void", AnswerUnchecked.sentence)
+    assert [(t.a and t.a.text, t.b and t.b.text) for t in battle.turns] == [("fine", "fine"), (None, None)]
+    with pytest.raises(RoundOver):
+        await cast(broker, second)
+
+
+async def test_what_was_never_checked_is_in_no_prompt_and_no_vote(broker):
+    first = await turn(broker, rules=CHECKED)
+    second = await turn(broker, "more", CHECKED, battle_id=first.battle_id)
+    battle = await arena.load(broker, first.battle_id, "anna")
+    assert battle.history("a", 1) == ()
+    await arena.approve(broker, CHECKED, second, "anna")
+    await cast(broker, second)
+    (said,) = await votes.said(broker, [first.battle_id])
+    assert said["turns"] == [{"text": "hi"}, {"text": "more", "a": "fine", "b": "fine"}]
+
+
+async def test_a_check_says_nothing_of_answers_that_came_after_it(broker):
+    started = await turn(broker, rules=CHECKED)
+    redone = await arena.again(broker, CHECKED, "anna", started.battle_id)
+    await arena.approve(broker, CLOSED, started, "anna")
+    await enqueue(broker, redone)
+    for request_id in redone.requests:
+        await write(broker, request_id, "better")
+    battle = await arena.load(broker, started.battle_id, "anna")
+    assert (battle.state, battle.turns[0].unchecked) == ("open", True)
+    assert await arena.approve(broker, CHECKED, redone, "anna") is None
+    assert (await arena.load(broker, started.battle_id, "anna")).votable
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_only_approved_answers_come_back_when_others_were_not_accepted(broker, approved):
+    started = await turn(broker, rules=CHECKED)
+    if approved:
+        await arena.approve(broker, CHECKED, started, "anna")
+    redone = await arena.again(broker, CHECKED, "anna", started.battle_id)
+    await arena.withdraw(broker, redone, "anna")
+    battle = await arena.load(broker, started.battle_id, "anna")
+    assert battle.votable is approved
+    assert ("fine" in str(battle.shown())) is approved
 
 
 async def test_a_request_that_no_turn_expects_is_refused(broker):

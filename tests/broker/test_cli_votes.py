@@ -1,15 +1,17 @@
-"""`fleetchat votes`, as a person types it."""
+"""`fleetchat votes` and `fleetchat leaderboard`, as a person types them."""
 
 import asyncio
+import csv
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import battles
 import pytest
 
+import battles
 from broker import keys
 from broker.connection import Broker
 from fleet_process import environment
@@ -62,6 +64,14 @@ async def test_export_goes_to_a_file_or_to_standard_output(broker, log, tmp_path
     assert {path.name for path in tmp_path.glob("votes*")} == {packed.name}
 
 
+async def test_whoever_reads_an_export_may_have_enough(broker, tmp_path):
+    await fleetchat(broker, "votes", "import", battles.log(tmp_path / "log", [battles.vote(n) for n in range(300)]))
+    env = environment(broker.config.redis_url)
+    command = ["bash", "-o", "pipefail", "-c", f"{COMMAND} votes export | head -1"]
+    done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+
+
 async def test_archive_moves_conversations_and_import_brings_them_back(broker, log, tmp_path):
     await fleetchat(broker, "votes", "import", log)
     done = await fleetchat(broker, "votes", "archive", "--older", "30d")
@@ -87,3 +97,54 @@ async def test_a_mistake_is_a_sentence_and_exit_code_2(broker, tmp_path):
         assert done.returncode == 2
         assert why in done.stderr.replace("\n", " "), done
         assert "Traceback" not in done.stderr
+
+
+async def test_a_leaderboard_from_files_is_a_table_json_or_csv_and_needs_no_fleet(broker, tmp_path):
+    file = tmp_path / "votes.csv"
+    rows = ["strong,weak,model_a"] * 60 + ["weak,strong,model_a"] * 20 + ["weak,strong,tie"] * 10
+    file.write_text("\n".join(["model_a,model_b,winner", *rows, "strong,weak"]))
+    (tmp_path / "arena.toml").write_text('[ratings]\nanchor = { model = "weak", score = 1000 }')
+    away = {"url": "redis://127.0.0.1:1/0", "arena_file": tmp_path / "arena.toml"}
+    shown = await leaderboard(away, file)
+    assert re.search(r"^ +1 +strong +1\d\d\d +\+\d+ / -\d+ +90 +72\.2 %$", shown.stdout, re.M), shown
+    assert re.search(r"^ +2 +weak +1000 ", shown.stdout, re.M)
+    assert "90 blind votes; rank" in shown.stdout
+    assert f"{file}, line 92: the row has not as many fields as the heading" in shown.stderr
+    board = json.loads((await leaderboard(away, file, "--json")).stdout)
+    assert [row["name"] for row in board["models"]] == ["strong", "weak"]
+    table = list(csv.DictReader((await leaderboard(away, file, "--csv")).stdout.splitlines()))
+    assert [(row["name"], row["votes"], row["wins"]) for row in table] == [("strong", "90", "60"), ("weak", "90", "20")]
+
+
+async def test_a_leaderboard_of_a_category_of_named_votes_too_with_style(tmp_path):
+    log = battles.log(tmp_path / "log", [battles.vote(n) for n in range(400)])
+    blind, both, chinese = [
+        json.loads((await leaderboard({}, log, "--json", *options)).stdout)
+        for options in ((), ("--named",), ("--category", "zh", "--style"))
+    ]
+    counts = [all(label == "" for label in battles.vote(n)["models"]) for n in range(400)]
+    assert (blind["votes"], both["votes"]) == (sum(counts), 400)
+    assert 0 < chinese["votes"] < blind["votes"]
+    assert chinese["style_coefficients"].keys() == {"length", "headers", "lists", "bold"}
+    none = await leaderboard({}, log, "--category", "klingon")
+    assert none.returncode == 1
+    assert f"No vote counts here. Votes that count, by category: all ({sum(counts)}), " in none.stderr
+
+
+async def test_deprecated_models_are_in_the_table_when_asked_for(tmp_path):
+    (tmp_path / "arena.toml").write_text('[ratings]\ndeprecated = ["koala-*"]')
+    log = battles.log(tmp_path / "log", [battles.vote(n) for n in range(100)])
+    settings = {"arena_file": tmp_path / "arena.toml"}
+    assert "koala" not in (await leaderboard(settings, log)).stdout
+    assert "koala" in (await leaderboard(settings, log, "--deprecated")).stdout
+
+
+async def test_a_leaderboard_from_a_file_that_is_none_is_a_sentence(tmp_path):
+    done = await leaderboard({}, tmp_path / "none")
+    assert (done.returncode, done.stderr) == (2, f"{tmp_path / 'none'} cannot be read: No such file or directory.\n")
+
+
+async def leaderboard(settings: dict[str, object], *arguments: object) -> subprocess.CompletedProcess[str]:
+    env = environment(**{"url": "redis://127.0.0.1:1/0"} | settings) | {"COLUMNS": "200"}
+    command = [COMMAND, "leaderboard", *map(str, arguments)]
+    return await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True)

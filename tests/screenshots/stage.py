@@ -1,6 +1,7 @@
 """What stands behind the screenshots: a fleet of real processes, some models that are played, and people who look at it.
 
-A `Stage` is a web app with a worker for pocket and for each of three echoes that the models file describes. A `Visit`
+A `Stage` is a web app with a worker for pocket and for each of three echoes that the models file describes, one for jobs,
+and votes on models of which most are gone. A `Visit`
 is somebody with a browser, a shelf of conversations and one tab.
 """
 
@@ -13,16 +14,18 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from broker import embedded, keys, queues, registry, shelf, streams, transcripts
+from broker import embedded, keys, leaderboard, queues, registry, shelf, streams, transcripts
 from broker.config import Config
 from broker.connection import Broker
 from broker.imports import Imported
+from broker.leaderboard import BoardRequest
 from broker.messages import Frame, ModelCard, new_id
 from broker.queues import Claim
 from broker.streams import Written
 from broker.tasks import beside
 from fleet_process import environment, wait_for_port, web, worker
 from helpers import eventually, request
+from leagues import season
 from screenshots import talks
 from webpage import CHROMIUM, FLAGS, Visitor, console, ready
 
@@ -186,9 +189,13 @@ class Stage:
             for name in NAMES:
                 (folder / name).mkdir()
                 stack.enter_context(worker(redis_url, folder / name, name, models_file=folder / "models.toml"))
+            (folder / "jobs").mkdir()
+            stack.enter_context(worker(redis_url, folder / "jobs", role="jobs"))
             broker = await stack.enter_async_context(Broker.open(config))
+            await season(broker, talks.LEAGUE, 6000)
             await stack.enter_async_context(beside(*(_play(broker, *one) for one in PLAYED)))
             await eventually(lambda: ready(broker, *NAMES, WAITS), 60)
+            await eventually(lambda: counted(broker), 60)
             for port in ports:
                 await asyncio.to_thread(wait_for_port, port)
             await broker.redis.hset(keys.pace(WAITS), mapping={"seconds": "7", "first": "0.4"})
@@ -210,6 +217,14 @@ class Stage:
             yield visit
         finally:
             await visit.leave()
+
+
+async def counted(broker: Broker) -> bool:
+    """Whether the jobs worker has counted all votes, with and without style control."""
+    boards = [await leaderboard.load(broker, BoardRequest(style=style)) for style in (False, True)]
+    cast = await broker.redis.xlen(keys.VOTES)
+    aside = ("late", "leaks", "over_cap", "votes_of_voters")
+    return all(one and one["votes"] + sum(one["aside"][why] for why in aside) == cast for one in boards)
 
 
 async def _play(broker: Broker, worker_id: str, card: ModelCard) -> None:

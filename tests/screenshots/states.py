@@ -438,6 +438,36 @@ async def shortcuts(visit: Visit) -> None:
     await expect(visit.tab.locator("dialog.help")).to_be_visible()
 
 
+def board(query: str = "", *, foot: str = "") -> State:
+    """The leaderboard with its figures; `foot`: what is to be seen of it, if not its top."""
+
+    async def state(visit: Visit) -> None:
+        await visit.tab.goto(f"{visit.url}/leaderboard{query}")
+        for name in ("intervals", "average", "win", "count", "history"):
+            await expect(visit.tab.locator(f"#figure-{name} .figure-plot > *").first).to_be_attached()
+        if foot:
+            await visit.tab.locator(foot).evaluate("e => e.scrollIntoView({ block: 'start' })")
+
+    return state
+
+
+async def method(visit: Visit) -> None:
+    await board("?style=1")(visit)
+    await visit.tab.locator("[popovertarget=how-style]").first.click()
+    await expect(visit.tab.locator("#how-style")).to_be_visible()
+
+
+async def set_aside(visit: Visit) -> None:
+    await board()(visit)
+    await visit.tab.locator("[popovertarget=how-aside]").first.click()
+    await expect(visit.tab.locator("#how-aside")).to_be_visible()
+
+
+async def nobody_voted(visit: Visit) -> None:
+    await visit.tab.goto(f"{visit.stage.bare_url}/leaderboard")
+    await expect(visit.tab.locator(".board-empty")).to_be_visible()
+
+
 STATES: dict[str, State] = {
     "empty": empty,
     "first-visit": first_visit,
@@ -500,5 +530,12 @@ STATES: dict[str, State] = {
     "share-revoked": at("/s/AAAAAAAAAAAAAAAAAAAAAA"),
     "not-found": at("/nowhere"),
     "offline": at("/offline"),
+    "leaderboard": board(),
+    "leaderboard-style": board("?style=1&sort=score"),
+    "leaderboard-win": board(foot="#figure-win"),
+    "leaderboard-history": board(foot="#figure-history"),
+    "leaderboard-method": method,
+    "leaderboard-aside": set_aside,
+    "leaderboard-empty": nobody_voted,
     "docs-api": at("/docs/api"),
 }

@@ -7,6 +7,11 @@ from broker.imports import Imported
 
 DAY_MS = 86_400_000
 
+LEAGUE = [  # the best first
+    "albatross-2-large", "large", "skua-70b-instruct", "coder", "petrel-mixture-8x7b", "gull-1.5-flash", "tern-14b", "pocket",
+    "plover-7b-chat", "avocet-mini", "quick", "fulmar-3b", "sandpiper-1.1b-instruct-preview", "dunlin-500m",
+]  # fmt: skip
+
 QUESTION = "Why does one slow worker make everybody wait, and what helps?"
 
 ANSWER = r"""Because work that has been **handed out** cannot be taken back. If a dispatcher gives every worker its own line, the people behind the slow one wait, although others stand idle. Let the workers *pull* from one line instead.[^pull]

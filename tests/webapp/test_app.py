@@ -12,6 +12,7 @@ from broker import conversations, keys, queues, registry
 from broker.messages import ModelCard, new_id
 from broker.queues import Turn
 from helpers import request
+from webapp import statics
 from webapp.session import SESSIONS
 from webapp.state import BROKER
 from webapp.statics import STATICS
@@ -26,6 +27,26 @@ async def test_pages_have_a_strict_policy_and_no_inline_script_or_style(browser)
     assert policy.startswith("default-src 'none'")
     assert not re.search(r"<script(?![^>]*\bsrc=)", text)
     assert not re.search(r"<style|\sstyle=|\son\w+=", text)
+
+
+def imported(name):
+    """A module's own static imports, and theirs."""
+    found, left = set(), [f"{name}.js"]
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            names = re.findall(r'^import [^"]*"\./([^"]+)";', (STATIC / one).read_text(), re.M)
+            left += [str(Path(one).parent / path) for path in names]
+    return found
+
+
+async def test_a_page_names_all_its_modules_so_that_none_waits_for_another(browser):
+    async with browser.get("/") as response:
+        named = re.findall(r'<link rel="modulepreload" href="/static/\w+/([\w.-]+)">', await response.text())
+    assert {"chat.js", *named} == imported("chat")
+    (names,) = re.findall(r"^const MARKDOWN = (\[.*?\])", (STATIC / "answer.js").read_text(), re.M)
+    assert {f"{name}.js" for name in json.loads(names)} == imported("markdown") - imported("chat")
 
 
 async def test_livez_and_readyz(browser, broker, worker_in):
@@ -112,12 +133,30 @@ async def test_static_files_are_compressed_kept_for_ever_and_nothing_else_is_ser
     async with browser.get(f"{prefix}/chat.js", auto_decompress=False) as response:
         assert response.headers["Content-Encoding"] == "gzip"
         assert "immutable" in response.headers["Cache-Control"]
-        assert gzip.decompress(await response.read()) == (STATIC / "chat.js").read_bytes()
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert "Content-Security-Policy" not in response.headers  # it is of documents
+        assert b"\nnew ChatPage();\n" in gzip.decompress(await response.read())
+    async with browser.get(f"{prefix}/favicon.svg") as response:
+        assert "Content-Security-Policy" in response.headers
     async with browser.get("/static/old/chat.js", headers={"Accept-Encoding": "identity"}) as response:
         assert response.headers["Cache-Control"] == "no-cache"
     for path in ("../app.py", "%2e%2e/app.py", "..%2f..%2fpyproject.toml", "/etc/passwd", "chat.js%00", "vendor/"):
         async with browser.get(aiohttp.client.URL(f"{site.make_url(prefix)}/{path}", encoded=True)) as response:
             assert response.status == 404
+
+
+def test_scripts_and_styles_go_out_without_the_lines_of_comments():
+    served = statics.load({"made.js": b"// as it is"}).found
+    assert served["made.js"].body == b"// as it is"
+    for path in STATIC.rglob("*"):
+        name, source = str(path.relative_to(STATIC)), path.read_bytes() if path.is_file() else b""
+        if not name.endswith((".js", ".css")):
+            continue
+        lines = zip(source.split(b"\n"), served[name].body.split(b"\n"), strict=True)
+        left_out = b"\n".join(line for line, kept in lines if line != kept)
+        assert not (left_out and name.startswith("vendor/"))
+        comment = rb"\s*(/\*([^*]|\*(?!/))*\*/|//.*)\s*"
+        assert re.fullmatch(rb"(%s)*" % comment, left_out), name
 
 
 def test_vendored_libraries_are_what_they_say():
@@ -137,8 +176,9 @@ def test_vendored_libraries_are_what_they_say():
 
 async def test_the_page_weighs_less_than_250_kb_compressed(site):
     total = sum(min(len(f.zipped), len(f.body)) for f in site.app[STATICS].found.values())
-    heavy = sum(len(f.zipped) for p, f in site.app[STATICS].found.items() if "katex" in p or "mermaid" in p)
-    assert total - heavy < 250_000
+    seldom = re.compile("katex|mermaid|^arena|^leaderboard")  # of other pages, or only where there is something for it
+    rest = sum(len(f.zipped) for p, f in site.app[STATICS].found.items() if seldom.search(p))
+    assert total - rest < 250_000
 
 
 @pytest.mark.parametrize("kind", ["diagram", "picture"])

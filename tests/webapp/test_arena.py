@@ -11,7 +11,6 @@ import msgpack
 import pytest
 
 from broker import keys, votes
-from broker.errors import BadRequest
 from broker.messages import new_id, pack
 from helpers import eventually
 from webapp.arena import ARENA, address_of
@@ -313,31 +312,6 @@ async def gone(broker, name: str) -> bool:
     from broker import registry
 
     return all(m.state != "ready" for m in await registry.models(broker) if m.card.name == name)
-
-
-async def test_a_check_sees_every_question_and_every_answer_before_its_end(site, anna, broker):
-    seen: list[str] = []
-
-    async def inspect(text: str) -> None:
-        seen.append(text)
-        if "bad" in text or len(seen) > limit:
-            raise BadRequest("A check objects.")
-
-    site.app[ARENA].inspect, limit = inspect, 99
-    refused = await anna.say("something bad")
-    assert (refused["code"], refused["message"]) == ("bad_request", "A check objects.")
-    assert not [key async for key in broker.redis.scan_iter(match="battle:*")]
-    seen.clear()
-    await anna.round("good")
-    assert seen == ["good"] * 3
-    limit = 4  # of the next round the answer that comes first passes, and the other one does not
-    bout = await anna.say("fine")
-    _, maps = await anna.hear()
-    assert next(one for one in maps if one["type"] == "void")["message"] == "A check objects."
-    assert sum("end" in one for one in maps) < 2
-    shown = await anna.get(bout["battle"])
-    assert (shown["state"], shown["why"]) == ("void", "A check objects.")
-    assert shown["turns"][0] == {"text": "fine", "a": None, "b": None}
 
 
 async def test_a_link_shows_the_round_to_anybody_and_names_only_if_its_owner_knows_them(site, anna):

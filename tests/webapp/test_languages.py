@@ -15,6 +15,8 @@ ROOT = Path(languages.__file__).parent
 SAME = {
     "Markdown",
     "JSON",
+    "MT-bench",
+    "MMLU",
     "Top-p",
     "Top-k",
     "Min-p",

@@ -143,3 +143,17 @@ def test_without_pacing_all_comes_as_it_comes():
     ends = {piece.side: at for at, piece in shown if piece.end}
     assert ends["a"] < 0.2
     assert ends["b"] > 11
+
+
+def test_ends_that_are_held_are_said_only_when_they_are_released():
+    pacing = Pacing("ab", held=True)
+    for side in "ab":
+        pacing.add(side, 0, "text")
+        pacing.end(side)
+    assert pacing.take(0.0) == [Piece("a", 0, "text"), Piece("b", 0, "text")]
+    assert pacing.take(1.0) == []
+    assert not pacing.flows
+    assert not pacing.finished
+    pacing.release()
+    assert pacing.take(2.0) == [Piece("a", 1, "", True), Piece("b", 1, "", True)]
+    assert pacing.finished

@@ -8,6 +8,7 @@ import pytest
 from broker.errors import SetupError
 from broker.leaderboard import BoardRequest
 from broker.messages import ModelCard
+from broker.pairing import Odds
 from broker.rules import Anchor, Ratings, Rules, Votes
 from broker.votes import Vote
 from helpers import vote_fields
@@ -329,3 +330,7 @@ def test_pairs_say_where_a_vote_would_tell_most(league):
     assert pairs["count"][x][y] > 90
     assert pairs["count"][x][z] < 10
     assert pairs["variance"][x][y] == pytest.approx(4, abs=0.01)
+    odds = Odds.of(["x", "y", "z", "new"], Rules(), pairs)
+    of = {frozenset(pair): p for pair, p in zip(odds.pairs, odds.probabilities, strict=True)}
+    assert sum(of.values()) == pytest.approx(1)
+    assert of[frozenset("xy")] < of[frozenset("xz")] < of[frozenset(("x", "new"))]

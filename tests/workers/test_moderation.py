@@ -93,7 +93,7 @@ async def test_a_check_that_takes_too_long_fails_and_is_taken_back(
 ) -> None:
     arena = await started(f'url = "{server.url}"')
     monkeypatch.setattr(moderation, "SECONDS", 1.0)
-    server.stuck = True
+    server.free = 0
     assert await check(broker, arena, ["good"]) == Verdict(True, "it took longer than 1 s", failed=True)
     await asyncio.wait_for(server.gone.wait(), 5)
     await eventually(lambda: no_job_runs(broker))
@@ -184,6 +184,7 @@ def test_pieces_overlap_and_have_all() -> None:
         (['words = "words.txt"'], "words.txt, line 1: the pattern cannot be read"),
         (['url = "http://host/v1"', 'key_env = "NO_SUCH"'], "NO_SUCH is to hold the key"),
         (['url = "http://host/v1"', 'model = "judge"'], "name one of them"),
+        (['key_env = "SOME_KEY"'], "go with url"),
     ],
 )
 async def test_what_cannot_be_used_ends_the_worker_with_a_sentence(lines: list[str], said: str, tmp_path: Path) -> None:

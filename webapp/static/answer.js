@@ -199,11 +199,14 @@ export function contentOf(parts) {
   return { text: texts("text"), reasoning: texts("reasoning"), calls: parts.filter((part) => part.kind === "tool") };
 }
 
+// The renderer and what it imports: all at once, not one after the other as each is read.
+const MARKDOWN = ["markdown", "controls", "emphasis", "flavour", "footnotes", "math", "tables", "tasks", "vendor/dompurify/purify.min", "vendor/markdown-it/markdown-it.esm.min"].map((name) => `./${name}.js`);
+
 let markdown = null;
 
 /** The Markdown renderer, fetched once, beside everything else: an empty page does not wait for it. */
 export function loadMarkdown() {
-  markdown ??= import("./markdown.js").catch(() => {
+  markdown ??= Promise.all(MARKDOWN.map((part) => import(part))).then(([module]) => module, () => {
     markdown = null;
     throw new Error(t("A part of this page could not be loaded. Check your connection, then reload the page."));
   });
@@ -220,6 +223,7 @@ function button(icons, label, press) {
 function markOf(reason, text) {
   if (reason === "cancelled") return text ? t("Stopped") : t("Stopped before it began");
   if (reason === "abandoned") return t("Stopped");
+  if (reason === "withheld") return t("Not shown");
   return reason === "length" ? t("Ended at the token limit") : "";
 }
 

@@ -187,7 +187,7 @@ class ArenaPage {
     if (message.type === "bout") return message.ref === this.#asked?.ref ? this.#accepted(message) : this.#connection.tell({ type: "battle-stop", battle: message.battle });
     if (!this.#writing || message.battle !== this.#battle || message.turn !== this.#turns.length - 1) return;
     if (message.type === "side") this.#grow(message);
-    else if (message.type === "void") this.#why = message.message;
+    else if (message.type === "void") this.#void(message.message);
     else if (message.type === "bout-end") this.#ended(message.vote);
   }
 
@@ -205,6 +205,12 @@ class ArenaPage {
     shown.take(message);
     for (const name of names(message.side)) name.classList.toggle("growing", !shown.end);
     this.#readers[message.side].follow(shown.text);
+  }
+
+  /** What there is of the answers goes, also where the round cannot be read again. */
+  #void(why) {
+    this.#why = why;
+    this.#turns.at(-1).renew();
   }
 
   #ended(votable) {
@@ -304,7 +310,7 @@ class ArenaPage {
       const turn = this.#turns[i] ?? this.#add(shown.text);
       if (round.state === "void" && i === round.turns.length - 1) turn.renew();
       turn.restore(shown);
-      if (whole) turn.cut();
+      if (whole) turn.cut(round.why ? "withheld" : "cancelled");
     });
     if (!drawn) this.#follower.toEnd();
     if (round.kind === "named") this.#models?.show(round.models);

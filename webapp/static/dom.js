@@ -29,6 +29,11 @@ export function icon(name) {
   return svg;
 }
 
+/** When what the page shows now has been painted. */
+export function afterPaint() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+}
+
 /** Set text only where it differs, so that live regions and selections are left alone. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -109,9 +109,9 @@ export function parse(text, env) {
   return md.parse(text, env);
 }
 
-/** The elements of a text. */
-export function render(text, env) {
-  const fragment = purifier.sanitize(md.render(text, env), ALLOWED);
+/** The elements of a text that was parsed with the same `env`. */
+export function render(tokens, env) {
+  const fragment = purifier.sanitize(md.renderer.render(tokens, md.options, env), ALLOWED);
   for (const node of [...fragment.childNodes]) if (node.nodeType !== Node.ELEMENT_NODE) node.remove();
   return fragment;
 }

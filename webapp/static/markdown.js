@@ -9,9 +9,10 @@
 import { press } from "./controls.js";
 import { newKnowledge, parse, render } from "./flavour.js";
 import { typeset } from "./math.js";
+import { heldBack, settle } from "./tables.js";
 
 const PAUSE_MS = 50; // between two renderings of the open block
-const PATIENCE = 3; // and, with layout and paint, never more than a quarter of the time
+const PATIENCE = 5; // and, with layout and paint, never more than a sixth of the time
 const COLOURS_MS = 1000; // between two colourings of code that grows
 
 /** A text's Markdown inside one element; `set` it as often as you like while it grows, then `finish` it. */
@@ -19,6 +20,7 @@ export class LiveMarkdown {
   static #made = 0;
   #prefix = `note-${++LiveMarkdown.#made}-`; // of this text's ids
   #element;
+  #coming = ""; // the text that is rendered next
   #text = "";
   #offset = 0; // of the first character that is not in a closed block
   #closed = 0; // elements of closed blocks
@@ -35,10 +37,10 @@ export class LiveMarkdown {
 
   /** The text so far. Rendered soon, at most about twenty times a second. */
   set(text) {
-    this.#take(text);
+    this.#coming = text;
     if (this.#timer) return;
     const pause = Math.max(PAUSE_MS, PATIENCE * this.#cost) - (performance.now() - this.#last);
-    this.#timer = setTimeout(() => requestAnimationFrame(() => this.#timer && this.#render(true)), Math.max(0, pause));
+    this.#timer = setTimeout(() => requestAnimationFrame(() => this.#timer && this.#grow()), Math.max(0, pause));
   }
 
   /** The whole text; rendered at once. */
@@ -49,6 +51,11 @@ export class LiveMarkdown {
     // A definition may stand after its use, and of a note that was expected there may be none.
     if (begun && (Object.keys(this.#known.references).length || this.#known.notes.found.size)) this.#again();
     enhance(this.#element);
+  }
+
+  #grow() {
+    this.#take(this.#coming);
+    this.#render(true);
   }
 
   #take(text) {
@@ -71,20 +78,11 @@ export class LiveMarkdown {
     clearTimeout(this.#timer);
     this.#timer = 0;
     const begun = performance.now();
-    let tail = this.#text.slice(this.#offset);
-    const length = open ? closedLength(parse(tail, this.#env(true)), tail) : tail.length;
-    const blocks = document.createDocumentFragment();
-    if (length) {
-      blocks.append(render(tail.slice(0, length), { ...this.#known, growing: open }));
-      this.#offset += length;
-      tail = tail.slice(length);
-    }
     const from = this.#closed;
-    this.#closed += blocks.childElementCount;
-    if (tail) blocks.append(render(tail, this.#env(open)));
+    const blocks = open ? this.#growing() : this.#close(this.#text.slice(this.#offset), false);
     patch(this.#element, from, blocks);
     for (let i = from; i < this.#closed; i++) enhance(this.#element.children[i]);
-    if (open) this.#colourOpen();
+    if (open) this.#openLast();
     this.#last = performance.now();
     setTimeout(() => {
       this.#last = performance.now(); // the frame has been painted
@@ -92,14 +90,44 @@ export class LiveMarkdown {
     });
   }
 
+  /** What is not closed yet, of which it closes what will not change any more. */
+  #growing() {
+    const text = this.#text.slice(this.#offset);
+    const tail = text.slice(0, text.length - heldBack(text));
+    const env = this.#env();
+    const tokens = parse(tail, env);
+    const length = closedLength(tokens, tail);
+    if (!length) return render(tokens, env);
+    const blocks = this.#close(tail.slice(0, length), true);
+    const after = this.#env();
+    blocks.append(render(parse(tail.slice(length), after), after));
+    return blocks;
+  }
+
+  /** Blocks that are rendered once and for all. */
+  #close(text, growing) {
+    const env = { ...this.#known, growing };
+    const blocks = render(parse(text, env), env);
+    this.#offset += text.length;
+    this.#closed += blocks.childElementCount;
+    return blocks;
+  }
+
   /** For what may still change: it sees the definitions so far, and its own are forgotten. */
-  #env(open) {
-    return { ...structuredClone(this.#known), open, growing: open };
+  #env() {
+    return { ...structuredClone(this.#known), open: true, growing: true };
+  }
+
+  #openLast() {
+    const last = this.#element.lastElementChild;
+    if (!last) return;
+    settle(last);
+    this.#colour(last);
   }
 
   /** Colours for long code before it is complete, now and then. */
-  #colourOpen() {
-    const code = this.#element.lastElementChild?.querySelector(":scope > pre > code[data-language]");
+  #colour(block) {
+    const code = block.querySelector(":scope > pre > code[data-language]");
     if (!code || performance.now() < this.#colourAt || getSelection().type === "Range") return; // a selection stays
     this.#colourAt = Infinity;
     import("./code.js")
@@ -168,7 +196,8 @@ function morph(old, fresh) {
     old.dataset.coloured = "";
     return;
   }
-  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  // A style is never in what was rendered: it is the widths of a settled table.
+  for (const { name } of [...old.attributes]) if (name !== "style" && !fresh.hasAttribute(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   sync(old, [...old.childNodes], [...fresh.childNodes]);
 }

@@ -1,19 +1,24 @@
 /**
  * The messages that a column shows: a path through the conversation's tree, read from the server a page at a time.
  *
- * A node is {id, role, parent, versions, view, content, usage, reason, rating, note}. What the server says of the path is
+ * A node is {id, role, parent, versions, view, content, model, usage, reason, rating, note, end}. What the server says of the path is
  * laid over what is shown, so that nothing is drawn again that is there already and nothing moves.
  */
 
 import { AnswerView, contentOf, loadMarkdown } from "./answer.js";
 import { call } from "./api.js";
+import { afterPaint } from "./dom.js";
 import { t } from "./i18n.js";
 import { QuestionView } from "./question.js";
+import { Rest } from "./rest.js";
 import { Follower } from "./scroll.js";
 
 const FIRST = 12; // messages that are read when a conversation is opened
 const PAGE = 16; // and of those before them
+const AT_ONCE = 2; // that are shown at once above what is in view: a question and its answer
 const NEAR_TOP = 600; // pixels
+const LINE = 20; // pixels, or a little more
+const AROUND = 3; // lines that a message takes besides its own
 
 export class Path {
   nodes = [];
@@ -22,8 +27,9 @@ export class Path {
   turns;
   follower;
   #act; // what a message's buttons do: (view, what, detail)
-  #more = false; // there are earlier messages on the server
-  #reading = false; // them
+  #waiting = []; // earlier messages that were read, and are shown when somebody comes near them
+  #more = false; // there are still earlier ones on the server
+  #reading = 0; // the opening whose earlier messages come just now
   #opening = 0; // counts what was opened, so that a late answer of the server is recognised
   #loose = null; // a view that says that the last question has no answer
 
@@ -33,6 +39,7 @@ export class Path {
     this.turns = turns;
     this.follower = new Follower(scroller, turns, latest);
     this.#act = act;
+    new Rest(scroller, turns, { rest: (turn, place) => this.#rest(turn, place), wake: (place) => this.#wake(place), done: () => this.refresh() });
     scroller.addEventListener("scroll", () => this.#readEarlier(), { passive: true });
   }
 
@@ -71,6 +78,7 @@ export class Path {
     this.#opening++;
     this.cutLoose();
     this.nodes = [];
+    this.#waiting = [];
     this.#more = false;
     this.turns.replaceChildren();
   }
@@ -99,8 +107,14 @@ export class Path {
     const here = running.filter(({ request_id, message }) => message === tip && request_id !== lost);
     if (!here.some(({ request_id }) => request_id === this.run?.request_id)) this.detach();
     this.cutLoose();
-    this.#more = above.length ? this.#more : more;
-    this.nodes = [...above, ...messages.map((message) => this.#node(message, known.get(message.message_id)))];
+    let from = 0;
+    if (!above.length) {
+      const first = messages.findIndex(({ message_id }) => known.has(message_id));
+      from = first < 0 ? this.#screenful(messages) : first;
+      this.#waiting = messages.slice(0, from);
+      this.#more = more;
+    }
+    this.nodes = [...above, ...messages.slice(from).map((message) => this.#node(message, known.get(message.message_id)))];
     this.lay();
     if (!this.run && this.nodes.at(-1)?.role === "user") {
       const free = here.filter(({ request_id }) => !this.host.shows(request_id));
@@ -110,12 +124,18 @@ export class Path {
     }
     if (following) this.follower.toEnd();
     this.refresh();
-    this.#readEarlier();
+    afterPaint().then(() => this.#readEarlier());
+  }
+
+  /** Bring a message into view, if it was read. */
+  reveal(id) {
+    while (this.#waiting.some(({ message_id }) => message_id === id)) this.#showEarlier();
+    this.nodes.find((node) => node.id === id)?.view.element.scrollIntoView({ block: "nearest" });
   }
 
   /** Show the same as another column, in a chat that is stored nowhere. */
   copy(other) {
-    this.nodes = other.nodes.map((node) => this.#show({ ...node }, node.view.model, node));
+    this.nodes = other.nodes.map((node) => this.#show({ ...node }));
     this.lay();
     this.follower.toEnd();
   }
@@ -123,14 +143,30 @@ export class Path {
   #node(message, known) {
     const { message_id: id, role, parent, versions, parts, usage, reason, rating, note, model } = message;
     const content = role === "user" ? questionOf(parts) : contentOf(parts);
-    return this.#show({ id, role, parent, versions, content, usage, reason, rating, note }, model, message, known);
+    return this.#show({ id, role, parent, versions, content, model, usage, reason, rating, note, end: message }, known);
   }
 
-  #show(node, model, end, known) {
-    node.view = known?.view ?? (node.role === "user" ? this.questionView(node.content) : this.answerView(model));
+  #show(node, known) {
+    node.view = known?.view ?? (node.role === "user" ? this.questionView(node.content) : this.answerView(node.model));
     node.view.node = node;
-    if (node.role === "assistant" && !known?.id) node.view.finish(node.content, end);
+    if (node.role === "assistant" && !known?.id) node.view.finish(node.content, node.end);
     return node;
+  }
+
+  /** While a message is far from view, all there is of its view is the place that it takes. */
+  #rest(turn, place) {
+    const node = this.nodes.find(({ view }) => view.element === turn);
+    if (!node) return;
+    node.view = { element: place };
+    turn.replaceWith(place);
+  }
+
+  #wake(place) {
+    const node = this.nodes.find(({ view }) => view.element === place);
+    if (!node) return;
+    const { element } = this.#show(node).view;
+    element.style.containIntrinsicBlockSize = `auto ${place.style.height}`; // it is not laid out before one sees it
+    place.replaceWith(element);
   }
 
   /** Put the nodes' elements into the page, leaving those alone that are where they belong. */
@@ -163,27 +199,51 @@ export class Path {
     this.#loose = null;
   }
 
+  /** Where the messages begin that fill the window, or a little more: those before them can wait. */
+  #screenful(messages) {
+    let lines = 1 + this.scroller.clientHeight / LINE;
+    let from = messages.length;
+    while (from > 0 && (lines > 0 || messages[from]?.role === "assistant")) {
+      const text = messages[--from].parts.map((part) => part.text).join("\n");
+      lines -= AROUND + text.split("\n").length;
+    }
+    return from;
+  }
+
+  /** While somebody is near the first message: show those before it, a few at a time, so that the page stays quick. */
   async #readEarlier() {
-    if (!this.#more || this.#reading || this.scroller.scrollTop > NEAR_TOP) return;
-    const [first] = this.nodes;
     const turn = this.#opening;
-    this.#reading = true;
+    if (this.#reading === turn) return;
+    this.#reading = turn;
     try {
-      const query = new URLSearchParams({ leaf: this.leaf, before: first.id, count: PAGE });
-      const { messages, more } = await call("GET", `/conversations/${this.host.conversation}?${query}`);
-      if (turn !== this.#opening) return;
-      this.#more = more;
-      const nodes = messages.map((message) => this.#node(message));
-      this.follower.around(first.view.element, () => {
-        this.nodes = [...nodes, ...this.nodes];
-        this.turns.prepend(...nodes.map((node) => node.view.element));
-        this.refresh();
-      });
+      while (turn === this.#opening && (this.#waiting.length || this.#more) && this.scroller.scrollTop <= NEAR_TOP) {
+        if (this.#waiting.length) this.#showEarlier();
+        else await this.#read(turn);
+        await afterPaint();
+      }
     } catch {
       // The connection is away, and the page says so; scrolling asks again.
     } finally {
-      this.#reading = false;
+      if (this.#reading === turn) this.#reading = 0;
     }
+  }
+
+  async #read(turn) {
+    const query = new URLSearchParams({ leaf: this.leaf, before: this.nodes[0].id, count: PAGE });
+    const { messages, more } = await call("GET", `/conversations/${this.host.conversation}?${query}`);
+    if (turn !== this.#opening) return;
+    this.#waiting = messages;
+    this.#more = more;
+  }
+
+  #showEarlier() {
+    const [first] = this.nodes;
+    const nodes = this.#waiting.splice(-AT_ONCE).map((message) => this.#node(message));
+    this.follower.around(first.view.element, () => {
+      this.nodes = [...nodes, ...this.nodes];
+      this.turns.prepend(...nodes.map((node) => node.view.element));
+      this.refresh();
+    });
   }
 }
 

@@ -291,6 +291,13 @@ def maximise(
     return strengths
 
 
+def softplus(logits: Floats) -> Floats:
+    """log(1 + exp(logits)), several times as fast as `np.logaddexp`."""
+    result: Floats = np.log1p(np.exp(-np.abs(logits)))
+    result += np.maximum(logits, 0)
+    return result
+
+
 def laplacian(links: Floats, penalty: float) -> Floats:
     """Shape (..., n, n): what pairs with such links add up to, and the penalty on the diagonal."""
     matrix = -links
@@ -342,7 +349,7 @@ def _walk(
 
 def _loss(wins: Floats, strengths: Floats, penalty: float, prior: Floats | float) -> Floats:
     """Shape (...): minus the logarithm of the likelihood, and the penalty."""
-    missed = np.logaddexp(0, strengths[..., None, :] - strengths[..., :, None])
+    missed = softplus(strengths[..., None, :] - strengths[..., :, None])
     loss: Floats = np.einsum("...ij,...ij->...", wins, missed)
     loss += penalty / 2 * np.square(strengths - prior).sum(axis=-1)
     return loss

@@ -15,7 +15,7 @@ from workers.ratings.bradley_terry import NORMAL_95, PENALTY, Cells, Fit, Floats
 
 FEATURES = ("length", "headers", "lists", "bold")
 STEPS, HALVINGS = 100, 40
-CLOSE = 1e-8
+CLOSE = 1e-5  # a step of Newton's that ends the search; what is left is about its square
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,36 +41,35 @@ class _Votes:
     a: NDArray[np.int64]  # (m,)
     b: NDArray[np.int64]
     won: Floats  # (m,), by a: 1, 0 or 0.5
-    styles: Floats  # (m, f)
+    styles: Floats  # (f, m)
     weights: Floats  # (m,)
 
     def logits(self, found: Floats) -> Floats:
         strengths = found[: self.n]
-        logits: Floats = strengths[self.a] - strengths[self.b] + self.styles @ found[self.n :]
+        logits: Floats = strengths[self.a] - strengths[self.b] + found[self.n :] @ self.styles
         return logits
 
-    def loss(self, found: Floats, penalty: float) -> float:
-        logits = self.logits(found)
-        missed = np.logaddexp(0, logits) - self.won * logits
+    def loss(self, found: Floats, logits: Floats, penalty: float) -> float:
+        missed = bradley_terry.softplus(logits) - self.won * logits
         return float(self.weights @ missed + penalty / 2 * found @ found)
 
     def slope(self, pulls: Floats) -> Floats:
         """Shape (n + f,): how hard votes, each with its pull to the left, pull at each parameter."""
         models = np.bincount(self.a, pulls, self.n) - np.bincount(self.b, pulls, self.n)
-        return np.concatenate([models, pulls @ self.styles])
+        return np.concatenate([models, self.styles @ pulls])
 
     def products(self, links: Floats, penalty: float) -> Floats:
         """Shape (n + f, n + f): the votes' squares, each as often as its link says, and the penalty on the diagonal."""
         n = self.n
         pairs = self.a * n + self.b
         each: Floats = np.bincount(pairs, links, n * n).reshape(n, n).astype(np.float64)
-        linked = self.styles * links[:, None]
-        matrix = np.empty((n + linked.shape[1],) * 2)
+        linked = self.styles * links
+        matrix = np.empty((n + len(linked),) * 2)
         matrix[:n, :n] = bradley_terry.laplacian(each + each.T, penalty)
-        for k, style in enumerate(linked.T, start=n):
+        for k, style in enumerate(linked, start=n):
             across = np.bincount(pairs, style, n * n).reshape(n, n)
             matrix[:n, k] = matrix[k, :n] = across.sum(axis=1) - across.sum(axis=0)
-        matrix[n:, n:] = self.styles.T @ linked + penalty * np.eye(linked.shape[1])
+        matrix[n:, n:] = linked @ self.styles.T + penalty * np.eye(len(linked))
         return matrix
 
 
@@ -109,8 +108,7 @@ def fit(
     cells = Cells.of(a, b, outcome, n)
     counts = (np.reshape(each, (-1, len(FEATURES))) for each in (features_a, features_b))
     votes = _votes(a, b, outcome, differences(*counts), n, weights)
-    found = _maximise(votes, penalty, _begin(start, n, votes.styles.shape[1]))
-    chances = _chances(votes.logits(found))
+    found, chances = _maximise(votes, penalty, _begin(start, cells, penalty))
     bend = votes.products(votes.weights * chances * (1 - chances), penalty)
     scatter = votes.products((votes.weights * (votes.won - chances)) ** 2, penalty)
     bend[:n, :n] += np.diag(bend)[:n].mean() / n if n else 0  # holds the mean, which no vote tells
@@ -156,14 +154,16 @@ def _votes(a: ArrayLike, b: ArrayLike, outcome: ArrayLike, styles: Floats, n: in
     left, right = np.asarray(a, np.int64), np.asarray(b, np.int64)
     won = np.array([1.0, 0.0, 0.5])[np.asarray(outcome, np.int64)]
     given = np.ones(len(left)) if weights is None else np.asarray(weights, np.float64)
-    return _Votes(n, left, right, won, styles, np.where(left == right, 0.0, given))
+    return _Votes(n, left, right, won, np.ascontiguousarray(styles.T), np.where(left == right, 0.0, given))
 
 
-def _begin(start: StyleFit | None, n: int, features: int) -> Floats:
-    found = np.zeros(n + features)
-    if start is not None:
+def _begin(start: StyleFit | None, cells: Cells, penalty: float) -> Floats:
+    found = np.zeros(cells.n + len(FEATURES))
+    if start is None:
+        found[: cells.n] = bradley_terry.maximise(cells.wins(), penalty, found[: cells.n])
+    else:
         found[: len(start.strengths)] = start.strengths
-        found[n:] = start.coefficients
+        found[cells.n :] = start.coefficients
     return found
 
 
@@ -172,19 +172,21 @@ def _chances(logits: Floats) -> Floats:
     return (1 + half) / 2
 
 
-def _maximise(votes: _Votes, penalty: float, found: Floats) -> Floats:
-    """Strengths, then coefficients, shape (n + f,), from those that are given, by Newton's method."""
-    loss = votes.loss(found, penalty)
+def _maximise(votes: _Votes, penalty: float, found: Floats) -> tuple[Floats, Floats]:
+    """Strengths, then coefficients, shape (n + f,), from those that are given, by Newton's method; and the votes' chances."""
+    logits = votes.logits(found)
+    loss = votes.loss(found, logits, penalty)
     for _ in range(STEPS):
-        chances = _chances(votes.logits(found))
+        chances = _chances(logits)
         slope = votes.slope(votes.weights * (votes.won - chances)) - penalty * found
         step = np.linalg.solve(votes.products(votes.weights * chances * (1 - chances), penalty), slope)
         for _ in range(HALVINGS):
-            after = votes.loss(found + step, penalty)
+            logits = votes.logits(found + step)
+            after = votes.loss(found + step, logits, penalty)
             if after <= loss + 1e-9 * (1 + abs(loss)):
                 break
             step /= 2
         found, loss = found + step, after
         if np.abs(step).max() < CLOSE:
             break
-    return found
+    return found, _chances(logits)

@@ -1,6 +1,7 @@
 """A server with OpenAI's moderation endpoint, and a model that judges: to both a text with the word "bad" in it is bad."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,25 +31,29 @@ class ModerationServer:
         self.answer: Callable[[Sequence[str]], Any] = as_openai
         self.says: Callable[[str], str] = lambda text: "unsafe" if "bad" in text else "safe"
         self.failures: list[int] = []  # the status of each of the next answers
-        self.stuck = False
+        self.free = math.inf  # so many checks get their answer at once, the others when `open` is set
+        self.open = asyncio.Event()
+        self.thinks = ""
         self.gone = asyncio.Event()
 
     async def moderations(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
-        if self.stuck:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.gone.set()
+        try:
+            if len(self.bodies) > self.free:
+                await self.open.wait()
+        except asyncio.CancelledError:
+            self.gone.set()
+            raise
         if self.failures:
             return web.json_response({"error": {"message": "no"}}, status=self.failures.pop(0))
         return web.json_response(self.answer(body["input"]))
 
     async def judge(self, request: web.Request) -> web.Response:
         body = await request.json()
-        message = {"role": "assistant", "content": self.says(body["messages"][-1]["content"])}
+        content = self.says(body["messages"][-1]["content"])
+        message = {"role": "assistant", "content": content, "reasoning_content": self.thinks}
         return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
 
 

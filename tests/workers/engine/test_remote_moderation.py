@@ -105,7 +105,7 @@ async def test_what_is_no_verdict_on_each_text_is_a_failure(
 
 
 async def test_who_stops_waiting_lets_go_of_the_connection(server: ModerationServer, opened: Open) -> None:
-    server.stuck = True
+    server.free = 0
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await opened(server.url).flags(["good"])

@@ -1,11 +1,13 @@
 import itertools
+import json
 import math
+from pathlib import Path
 
 import evalica
 import numpy as np
 import pytest
 
-from leagues import league
+from leagues import battles, league
 from workers.ratings import bradley_terry
 from workers.ratings.bradley_terry import POINTS, Cells
 
@@ -33,6 +35,15 @@ def test_evalica_finds_the_same(ties):
     goal = np.log(theirs.sort_index().to_numpy())
     ours = bradley_terry.fit(Cells.of(a, b, outcome, 15), penalty=SURE).strengths
     assert ours == pytest.approx(goal - goal.mean(), abs=1e-4)
+
+
+def test_arena_rank_finds_the_same():
+    """As it was recorded by record_arena_rank.py, which says why."""
+    goal = json.loads(Path(__file__).with_name("arena_rank.json").read_text())["bradley_terry"]
+    found, strengths = bradley_terry.fit(Cells.of(*battles()[:3], 8), penalty=SURE), np.array(goal["strengths"])
+    even = bradley_terry.beside(found.covariance, np.full(8, 1 / 8))
+    assert found.strengths == pytest.approx(strengths - strengths.mean(), abs=1e-4)
+    assert 1.96 * np.sqrt(np.diag(even)) == pytest.approx(goal["half_widths"], abs=1e-4)
 
 
 def test_counting_one_by_one_or_all_at_once_is_the_same():
@@ -78,10 +89,11 @@ def test_a_model_or_outcome_that_there_is_not_is_refused(vote):
         Cells.of(*([each] for each in vote), 3)
 
 
-def test_a_league_gives_back_its_truth():
+@pytest.mark.parametrize("ties", [0.0, 0.4])
+def test_a_league_gives_back_its_truth(ties):
     rng = np.random.default_rng(1)
     truth = rng.normal(size=20)
-    found = bradley_terry.fit(Cells.of(*league(rng, truth, 200_000), 20))
+    found = bradley_terry.fit(Cells.of(*league(rng, truth, 200_000, ties), 20))
     scores = 1000 + POINTS * (truth - truth.mean())
     assert np.abs(found.scores - scores).max() < 20
     assert ((found.lower < scores) & (scores < found.upper)).sum() >= 17
@@ -192,12 +204,13 @@ def test_a_penalty_of_nothing_is_refused():
         bradley_terry.fit(Cells.of([0], [1], [0], 2), penalty=0)
 
 
-def test_19_of_20_intervals_hold_the_truth():
+@pytest.mark.parametrize("ties", [0.0, 0.4])
+def test_19_of_20_intervals_hold_the_truth(ties):
     inside = []
     for seed in range(300):
         rng = np.random.default_rng(seed)
         truth = rng.normal(scale=0.8, size=12)
-        found = bradley_terry.fit(Cells.of(*league(rng, truth, 3000, ties=0.0), 12))
+        found = bradley_terry.fit(Cells.of(*league(rng, truth, 3000, ties), 12))
         scores = 1000 + POINTS * (truth - truth.mean())
         inside.append((found.lower < scores) & (scores < found.upper))
     assert 0.93 < np.mean(inside) < 0.97

@@ -1,7 +1,10 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from leagues import league, outcomes
+from leagues import battles, league, outcomes
 from workers.ratings import bradley_terry, style
 from workers.ratings.bradley_terry import POINTS, Cells
 from workers.ratings.style import FEATURES
@@ -34,6 +37,18 @@ def test_what_style_is_worth_is_found_beside_the_strengths():
     assert found.coefficients == pytest.approx(sway, abs=0.06)
     assert found.scores == pytest.approx(1000 + POINTS * (truth - truth.mean()), abs=30)
     assert len(found.coefficients) == len(FEATURES)
+
+
+def test_arena_rank_finds_the_same():
+    """As it was recorded by record_arena_rank.py, which says why."""
+    goal = json.loads(Path(__file__).with_name("arena_rank.json").read_text())["style"]
+    votes = battles()
+    found, strengths = style.fit(*votes, 8, penalty=SURE), np.array(goal["strengths"])
+    apart = (votes[3] - votes[4]) / (votes[3] + votes[4] + 1)
+    even = bradley_terry.beside(found.covariance, np.full(8, 1 / 8))
+    assert found.strengths == pytest.approx(strengths - strengths.mean(), abs=1e-4)
+    assert found.coefficients / np.sqrt((apart**2).mean(axis=0)) == pytest.approx(goal["coefficients"], abs=1e-4)
+    assert 1.96 * np.sqrt(np.diag(even)) == pytest.approx(goal["half_widths"], abs=1e-4)
 
 
 def test_a_model_that_only_says_much_falls():

@@ -67,9 +67,9 @@ def test_without_the_filter_they_would(how):
 
 def test_those_who_push_together_do_not_make_it_look_usual():
     rng = np.random.default_rng(1)
-    votes = among(rng, honest(rng, 200, 50), brushed(rng, "for", size=1000, people=30))
+    votes = among(rng, honest(rng, 100, 50), brushed(rng, "for", size=400, people=12))
     found = {each.voter for each in voters.suspects(*votes, len(USUAL))}
-    assert found == set(range(BRUSHER, BRUSHER + 30))
+    assert found == set(range(BRUSHER, BRUSHER + 12))
 
 
 @pytest.mark.parametrize(("people", "each"), [(2000, 10), (200, 100), (30, 600)])
@@ -78,6 +78,40 @@ def test_tastes_may_differ(people, each):
     for seed in range(3):
         found += voters.suspects(*honest(np.random.default_rng(seed), people, each), len(USUAL))
     assert len(found) <= 1
+
+
+def test_some_may_call_twice_as_much_a_tie():
+    rng = np.random.default_rng(8)
+    usual, (who, *cast) = honest(rng, 300, 60, ties=0.2), honest(rng, 20, 300, ties=0.4)
+    assert voters.suspects(*among(rng, usual, (who + 500, *cast)), len(USUAL)) == []
+
+
+def test_a_quarter_of_the_votes_may_be_careless():
+    rng = np.random.default_rng(9)
+    usual, (who, a, b, outcome) = honest(rng, 300, 60), honest(rng, 20, 600)
+    careless = np.where(rng.random(len(who)) < 0.25, rng.integers(0, 3, len(who)), outcome)
+    assert voters.suspects(*among(rng, usual, (who + 500, a, b, careless)), len(USUAL)) == []
+
+
+def test_who_votes_the_other_way_around_is_found():
+    rng = np.random.default_rng(10)
+    who, a, b, _ = honest(rng, 1, 100)
+    votes = among(rng, honest(rng, 200, 50), (who + BRUSHER, a, b, np.where(USUAL[a] > USUAL[b], 1, 0)))
+    assert [each.voter for each in voters.suspects(*votes, len(USUAL))] == [BRUSHER]
+
+
+def test_who_votes_at_random_for_long_is_found():
+    rng = np.random.default_rng(12)
+    strengths = np.linspace(-1, 1, 40)
+    who, a, b, _ = honest(rng, 1, 1000, strengths=strengths)
+    votes = among(rng, honest(rng, 400, 50, strengths=strengths), (who + BRUSHER, a, b, rng.integers(0, 3, 1000)))
+    assert [each.voter for each in voters.suspects(*votes, 40)] == [BRUSHER]
+
+
+def test_who_votes_more_than_all_others_does_not_decide_what_is_usual():
+    rng = np.random.default_rng(2)
+    votes = among(rng, honest(rng, 40, 50), brushed(rng, "against", size=6000))
+    assert {each.voter for each in voters.suspects(*votes, len(USUAL))} == {BRUSHER, BRUSHER + 1, BRUSHER + 2}
 
 
 def test_p_values_of_honest_voters_are_no_smaller_than_they_say():

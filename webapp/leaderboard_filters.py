@@ -1,0 +1,87 @@
+"""What a reader of the leaderboard has chosen, as it stands in the address: read from it and written into links.
+
+Page, JSON and CSV take the same names. A field that is left empty, as forms send it, is as good as absent.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from typing import Any, Self
+from urllib.parse import urlencode
+
+from broker.errors import BadRequest
+
+CATEGORY = re.compile(r"[\w.+-]{1,64}")
+NAMES = {"since": "from", "until": "to"}  # Python has a `from` of its own
+ORDERS = ("", "asc", "desc")
+LONGEST = 100  # characters of what is searched for
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """One view of the votes. The defaults are what stands in no address."""
+
+    category: str = "all"
+    style: bool = False  # the style of answers is controlled for
+    named: bool = False  # votes on models whose names were known count, too
+    since: str = ""  # ISO dates, both included; "" for no limit
+    until: str = ""
+    deprecated: bool = False  # shown, too
+    sort: str = "rank"
+    order: str = ""  # asc, desc, or as the column is read mostly
+    q: str = ""  # only models and organisations with this in their names
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Self:
+        """From an address.
+
+        Raises:
+            BadRequest: a value is none that the field can have; names that are not known are ignored.
+        """
+        found: dict[str, Any] = {}
+        for field, default in asdict(cls()).items():
+            name = NAMES.get(field, field)
+            if text := query.get(name, "").strip():
+                found[field] = _flag(name, text) if isinstance(default, bool) else text
+        made = cls(**found)
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        if not CATEGORY.fullmatch(self.category):
+            raise BadRequest("category: letters, digits and _ . + - are expected.", param="category")
+        for name, text in (("from", self.since), ("to", self.until)):
+            if text and not _is_date(text):
+                raise BadRequest(f"{name}: a date is expected, like 2026-01-31.", param=name)
+        if self.since and self.until and self.since > self.until:
+            raise BadRequest("from: a date before the one in to is expected.", param="from")
+        if self.order not in ORDERS:
+            raise BadRequest("order: asc or desc is expected.", param="order")
+        if len(self.q) > LONGEST:
+            raise BadRequest(f"q: {LONGEST} characters at most are expected.", param="q")
+
+    @property
+    def dated(self) -> bool:
+        """Whether it is a board that nobody computes ahead."""
+        return bool(self.since or self.until)
+
+    def address(self, path: str = "/leaderboard", **changes: Any) -> str:
+        """A link to this view with these changes, as short as can be."""
+        made = asdict(replace(self, **changes))
+        plain = asdict(type(self)())
+        query = {NAMES.get(k, k): "1" if v is True else v for k, v in made.items() if v != plain[k]}
+        return f"{path}?{urlencode(query)}" if query else path
+
+
+def _flag(name: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise BadRequest(f"{name}: 1 or 0 is expected.", param=name)
+    return text == "1"
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
