@@ -66,7 +66,12 @@ class BattleTurn:
     a: SideAnswer | None
     b: SideAnswer | None
     requests: tuple[str, str]  # the ids of what answers it
-    unchecked: bool = False  # its answers wait for moderation, and are not to be seen until then
+    unchecked: bool = False  # its answers wait for moderation
+
+    @property
+    def seen(self) -> tuple[SideAnswer | None, SideAnswer | None]:
+        """Its answers, as far as anybody may see them: none before they are checked."""
+        return (None, None) if self.unchecked else (self.a, self.b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,7 @@ class Battle:
     def votable(self) -> bool:
         """Whether a vote would be taken now."""
         last = self.turns[-1] if self.turns else None
-        if self.state != "open" or last is None or last.unchecked:
-            return False
-        return all(side is not None and side.done for side in (last.a, last.b))
+        return self.state == "open" and last is not None and all(side is not None and side.done for side in last.seen)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -103,7 +106,7 @@ class Battle:
         """What a side's model sees of the first so many turns: one that came to nothing is left out."""
         said: list[Message] = []
         for turn in self.turns[:turns]:
-            answer: SideAnswer | None = getattr(turn, side)
+            answer = turn.seen[SIDES.index(side)]
             if answer is not None and answer.text:
                 said += [Message("user", turn.text), Message("assistant", answer.text)]
         return tuple(said)
@@ -124,10 +127,8 @@ class Battle:
 
     def _shown(self, turn: BattleTurn) -> dict[str, Any]:
         """A turn. While it is blind, no side is seen to have ended before the other, or to have been ahead when both were stopped."""
-        a, b, shortest = turn.a, turn.b, None
-        if turn.unchecked:
-            a = b = None
-        elif not self.revealed:
+        (a, b), shortest = turn.seen, None
+        if not self.revealed:
             a, b = (a, b) if a and b else (None, None)
             if a and b and not (a.done and b.done):
                 shortest = min(len(a.text), len(b.text))
@@ -326,7 +327,8 @@ def _check(status: int) -> None:
 
 def _said(battle: Battle) -> bytes:
     turns = [
-        {"text": turn.text} | {side: getattr(turn, side).text for side in SIDES if getattr(turn, side) is not None}
+        {"text": turn.text}
+        | {side: found.text for side, found in zip(SIDES, turn.seen, strict=True) if found is not None}
         for turn in battle.turns
     ]
     return compress({"turns": turns})
@@ -334,7 +336,8 @@ def _said(battle: Battle) -> bytes:
 
 def _entry(battle: Battle, voter: Voter) -> list[str]:
     """What the script does not know of a vote."""
-    said = [(turn.text, turn.a.text if turn.a else "", turn.b.text if turn.b else "") for turn in battle.turns]
+    seen = [(turn.text, *turn.seen) for turn in battle.turns]
+    said = [(text, a.text if a else "", b.text if b else "") for text, a, b in seen]
     found = features.describe(said, battle.models)
     return [
         "turns", str(len(battle.turns)), "voter", voter.voter, "categories", " ".join(found.categories),

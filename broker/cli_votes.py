@@ -86,7 +86,11 @@ async def _export(config: Config, file: Path | None, form: str) -> None:
         await reach(broker)
         report = votelogs.Exported()
         if file is None:
-            await _write(broker, sys.stdout, form, report)
+            try:
+                await _write(broker, sys.stdout, form, report)
+            except BrokenPipeError:  # its reader has enough, as `head` does; Python would complain once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return
         else:
             part = file.with_name(file.name + ".part")  # a file of this name is a whole one
             try:

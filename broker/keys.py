@@ -38,7 +38,7 @@ a table `K` with the same functions, so that both sides cannot drift apart.
     shares:OWNER         zset     as the last of them shares                web          share ids by creation (ms)
     retained             string   kept                web                   web          the days that all conversations were last given
     presets:OWNER        hash     kept                presets               web          name → settings that a person saved (JSON)
-    battle:ID            hash     1 day                bout reveal settle end web          a round of the arena: models, turns, answers, state
+    battle:ID            hash     1 day                arena's scripts, end  web          a round of the arena: models, turns, answers, state
     votes                stream   kept                settle record         jobs export  one entry a vote, see broker/votes.py
     voted                hash     kept                settle record archive jobs export  a vote's battle id → what was said in it (zlib of msgpack); "": in a file
     voting:WHO           string   1 day               settle                settle       votes of a session, an address or a network in a day

@@ -52,9 +52,10 @@ async def check(broker: Broker, rules: Rules, texts: Sequence[str]) -> Verdict:
     verdict = await _verdict(broker, rules, texts)
     result = "failed" if verdict.failed else "flagged" if verdict.flagged else "passed"
     metrics.MODERATED.labels(result).inc()
-    if verdict.why:
-        level = logging.WARNING if verdict.failed else logging.INFO
-        logger.log(level, "a check %s (fails = %s): %s", result, rules.moderation.fails, verdict.why)
+    if verdict.failed:
+        logger.warning("a check could not be made, and fails %s: %s", rules.moderation.fails, verdict.why)
+    elif verdict.flagged:
+        logger.info("a check objected: %s", verdict.why)
     return verdict
 
 

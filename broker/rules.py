@@ -98,6 +98,8 @@ class Moderation(Table):
     def _one(self) -> Self:
         if sum(map(bool, (self.words, self.url, self.model))) > 1:
             raise ValueError("words, url and model are three ways to check; name one of them")
+        if (self.upstream or self.key_env) and not self.url:
+            raise ValueError("upstream and key_env go with url")
         return self
 
 

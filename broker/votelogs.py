@@ -40,20 +40,23 @@ class Complaints:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._count = 0
         self._reasons = Counter[str]()
 
     def __call__(self, line: int, why: str) -> None:
         """One line."""
-        self._reasons[why] += 1
-        if self._reasons.total() <= TOLD:
+        self._count += 1
+        if why in self._reasons or len(self._reasons) < TOLD:
+            self._reasons[why] += 1
+        if self._count <= TOLD:
             print(f"{self._file}, line {line}: {why}", file=sys.stderr)
 
     def end(self) -> None:
         """What was not said."""
-        if self._reasons.total() > TOLD:
+        if self._count > TOLD:
             often = ", ".join(f"{why} ({n})" for why, n in self._reasons.most_common(5))
             print(
-                f"{self._file}: {self._reasons.total() - TOLD} more lines are skipped. Most often: {often}",
+                f"{self._file}: {self._count - TOLD} more lines are skipped. Most often: {often}",
                 file=sys.stderr,
             )
 

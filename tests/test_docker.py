@@ -10,7 +10,8 @@ from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from broker import accounts, chat, keys, leaderboard, registry, votes
+import battles
+from broker import accounts, chat, keys, leaderboard, registry, votelogs, votes
 from broker.connection import Broker
 from broker.leaderboard import BoardRequest
 from fleet_process import worker as worker_process
@@ -187,3 +188,14 @@ async def test_a_command_line_user_can_ask_and_drain(broker, users, worker_in):
             assert (await registry.counts(opened))["echo"]["ended:stop"] == 1
             assert await registry.drain(opened, worker.ctx["worker_id"])
             await eventually(lambda: worker.draining)
+
+
+async def test_the_web_apps_user_may_take_votes_out_of_files_and_move_them_there(broker, users, config, tmp_path):
+    log = battles.log(tmp_path / "log", [battles.vote(n) for n in range(10)])
+    async with Broker.open(replace(config, redis_url=users["web"])) as web:
+        assert (await votelogs.bring(web, log, votelogs.Complaints(log), lambda _: None)).new == 10
+        archived = await votelogs.archive(web, tmp_path, 2**42, lambda _: None)
+        assert (archived.votes, [part async for part in votelogs.texts(web, "fastchat", votelogs.Exported())]) == (
+            10,
+            [],
+        )

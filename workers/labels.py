@@ -136,6 +136,8 @@ class Labels:
             prompts = "\n\n".join(str(turn["text"]) for turn in said["turns"])[:CLIPPED]
         except (ValueError, TypeError, KeyError):
             return None
+        if not prompts:  # a vote from a file without conversations
+            return None
         sampling = Sampling(temperature=0, max_tokens=MOST_TOKENS)
         messages = (Message("system", ASKED), Message("user", prompts))
         request = ChatRequest(self._judge, messages, sampling, template_kwargs={"enable_thinking": False})

@@ -91,12 +91,12 @@ async def redis_costs(folder: Path, count: int) -> None:
             async def used() -> int:
                 return int((await broker.redis.info("memory"))["used_memory"])
 
-            empty, begun = await used(), time.monotonic()
+            empty, begun, cpu = await used(), time.monotonic(), time.process_time()
             report = await votelogs.bring(broker, log, votelogs.Complaints(log), lambda _: None)
-            seconds = time.monotonic() - begun
+            cpu, seconds = 1000 * (time.process_time() - cpu) / report.new, time.monotonic() - begun
             full, texts = await used(), sum(map(len, await broker.redis.hvals(keys.VOTED)))
             print(
-                f"import             {report.new / seconds:7.0f} votes/s of FastChat's log, {log.stat().st_size / report.new:.0f} bytes a line"
+                f"import             {report.new / seconds:7.0f} votes/s of FastChat's log, {cpu:.1f} ms of a core each, {log.stat().st_size / report.new:.0f} bytes a line"
             )
             begun = time.monotonic()
             exported = votelogs.Exported()
@@ -118,12 +118,13 @@ def leaderboard(folder: Path, count: int) -> None:
     with open(file, "w") as stream:
         stream.writelines(rows(count))
     for name, options in (("leaderboard", []), ("... with style", ["--style"])):
-        begun = time.monotonic()
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         command = [sys.executable, "-m", "workers.leaderboard_file", *options, str(file)]
         board = json.loads(subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout)
-        seconds, most = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        seconds, after = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
         print(
-            f"{name:18} {seconds:7.1f} s for {board['votes']:,} votes in {file.stat().st_size / 1e6:.0f} MB, {most:.0f} MB of memory at most"
+            f"{name:18} {seconds:7.1f} s, {after.ru_utime - before.ru_utime:.1f} s of a core, for {board['votes']:,} votes "
+            f"in {file.stat().st_size / 1e6:.0f} MB, {after.ru_maxrss / 1024:.0f} MB of memory at most"
         )
 
 

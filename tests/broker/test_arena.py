@@ -190,6 +190,17 @@ async def test_answers_that_are_not_approved_are_forgotten_and_their_round_is_vo
         await cast(broker, second)
 
 
+async def test_what_was_never_checked_is_in_no_prompt_and_no_vote(broker):
+    first = await turn(broker, rules=CHECKED)
+    second = await turn(broker, "more", CHECKED, battle_id=first.battle_id)
+    battle = await arena.load(broker, first.battle_id, "anna")
+    assert battle.history("a", 1) == ()
+    await arena.approve(broker, CHECKED, second, "anna")
+    await cast(broker, second)
+    (said,) = await votes.said(broker, [first.battle_id])
+    assert said["turns"] == [{"text": "hi"}, {"text": "more", "a": "fine", "b": "fine"}]
+
+
 async def test_a_check_says_nothing_of_answers_that_came_after_it(broker):
     started = await turn(broker, rules=CHECKED)
     redone = await arena.again(broker, CHECKED, "anna", started.battle_id)

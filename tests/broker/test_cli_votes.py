@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import battles
 import pytest
 
+import battles
 from broker import keys
 from broker.connection import Broker
 from fleet_process import environment
@@ -62,6 +62,14 @@ async def test_export_goes_to_a_file_or_to_standard_output(broker, log, tmp_path
     assert len(gzip.decompress(packed.read_bytes()).splitlines()) == 20
     assert packed.stat().st_mode & 0o777 == 0o600
     assert {path.name for path in tmp_path.glob("votes*")} == {packed.name}
+
+
+async def test_whoever_reads_an_export_may_have_enough(broker, tmp_path):
+    await fleetchat(broker, "votes", "import", battles.log(tmp_path / "log", [battles.vote(n) for n in range(300)]))
+    env = environment(broker.config.redis_url)
+    command = ["bash", "-o", "pipefail", "-c", f"{COMMAND} votes export | head -1"]
+    done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
 
 
 async def test_archive_moves_conversations_and_import_brings_them_back(broker, log, tmp_path):

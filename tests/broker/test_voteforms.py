@@ -2,9 +2,9 @@ import json
 import random
 from typing import Any
 
-import battles
 import pytest
 
+import battles
 from broker import voteforms
 from broker.voteforms import ARENA_RANK, CLEAN, FASTCHAT, FORMS, OURS, Found, NotOne, Source, Unusable
 from broker.votes import Vote
@@ -158,6 +158,7 @@ def test_fastchats_cleaned_battles():
     assert written(CLEAN, found) == record | {"judge": f"arena_user_{found.vote.voter}"}
     simple = {k: v for k, v in record.items() if not k.startswith("conversation")} | {"anony": True, "turn": 3}
     assert read(simple).said == {"turns": [], "form": CLEAN, "record": found_json(read(simple))}
+    assert voteforms.write(FASTCHAT, read(simple).vote, read(simple).said) is None
     vote = read(simple).vote
     assert (vote.kind, vote.turns, vote.categories, vote.battle) == (
         "blind",

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import battles
 import pytest
 
+import battles
 from broker import keys, votelogs, votes
 from broker.config import Config
 from broker.connection import Broker

@@ -7,12 +7,19 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 
 from broker import conversations, keys, registry, streams
+from broker.imports import Imported
 from broker.messages import Frame, ModelCard, new_id, pack
 from broker.streams import Written
+from broker.transcripts import store
 from helpers import claim, eventually
 from webapp.state import BROKER
 
 pytestmark = pytest.mark.timeout(60)
+
+
+RENAME = """() => fetch(`/conversations/${location.pathname.slice(3)}`, {
+    method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ title: "renamed" }),
+})"""
 
 
 def act(turn: Locator, name: str) -> Locator:
@@ -108,6 +115,20 @@ async def test_another_model_answers_from_the_menu(visitor, tab, worker_in):
         await press(act(answers(tab), "More"))
         await tab.get_by_role("menuitem", name="Write again with parrot").press("Enter")
         await expect(answers(tab).locator(".facts")).to_contain_text("parrot · 1 token")
+        await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
+
+
+async def test_a_menu_that_was_open_while_the_path_was_read_anew_still_works(visitor, tab, worker_in):
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    async with worker_in(model="parrot=echo"):
+        await expect(tab.locator("#models [data-name=parrot]")).to_have_count(1)
+        await press(act(answers(tab), "More"))
+        async with tab.expect_response(re.compile(r"/conversations/\w+\?leaf=")) as read:
+            await tab.evaluate(RENAME)
+        await (await read.value).finished()
+        await tab.evaluate("new Promise((done) => setTimeout(done))")  # until it is shown
+        await tab.get_by_role("menuitem", name="Write again with parrot").press("Enter")
         await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
 
 
@@ -266,6 +287,41 @@ async def test_a_long_chat_opens_at_its_end_and_earlier_messages_come_without_a_
         await expect(tab.locator(".turn")).not_to_have_count(shown)
     numbers = [int(re.search(r"message (\d+) ", text)[1]) for text in await tab.locator(".turn").all_text_contents()]
     assert numbers == list(range(1000 - len(numbers), 1000))
+
+
+async def test_far_from_view_messages_rest_and_are_there_again_when_one_comes_back(visitor, tab, broker):
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    messages = {}
+    for i in range(300):
+        parts = [{"kind": "text", "text": f"message {i} " + "with some words " * (1 + 17 * (i % 9))}]
+        role = ("user", "assistant")[i % 2]
+        messages[str(i)] = {
+            "role": role,
+            "parent": str(i - 1) if i else "",
+            "created": i,
+            "parts": parts,
+            "model": "echo",
+        }
+    (cookie,) = await tab.context.cookies()
+    await store(broker, cookie["value"].partition(".")[0], [Imported("A long one", 1, 1, "299", messages)])
+    await tab.reload()
+    await tab.get_by_role("link", name="A long one").click()
+    await expect(visitor.answer).to_contain_text("message 299")
+    scroller, turns, resting = tab.locator(".scroller"), tab.locator(".turn"), tab.locator(".turn.question.resting")
+    while await turns.count() < 140:
+        shown = await turns.count()
+        await scroller.evaluate("s => s.scrollTo(0, 0)")
+        await expect(turns).not_to_have_count(shown)
+    await expect(resting.last).to_be_empty()
+    at = await resting.last.evaluate("e => [...e.parentNode.children].indexOf(e)")
+    height = await turns.nth(at).evaluate("e => e.offsetHeight")
+    await turns.nth(at).evaluate("e => e.scrollIntoView()")
+    number = 300 - await turns.count() + at
+    await expect(turns.nth(at)).to_contain_text(f"message {number} ")
+    assert abs(await turns.nth(at).evaluate("e => e.offsetHeight") - height) < 1
+    await turns.nth(at).get_by_role("button", name="Edit this message").click()  # what has woken is as it was
+    await expect(turns.nth(at).locator("textarea")).to_have_value(re.compile(f"message {number} "))
 
 
 async def test_scrolling_up_is_not_fought_and_nothing_shifts(visitor, tab):

@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+from playwright.async_api import Page as Tab
+from playwright.async_api import expect
 
 from broker import keys
 from broker.config import Config
 from broker.connection import Broker
-from broker.errors import AnswerRefused, AnswerUnchecked
-from broker.messages import pack
+from broker.errors import AnswerRefused, AnswerUnchecked, TextRefused
+from broker.messages import pack, unpack
 from helpers import eventually
 from tests.webapp.test_arena import NAMES, REF, Contender, contender
 from tests.workers.engine import moderation_server
 from tests.workers.engine.moderation_server import ModerationServer
 from webapp.arena import ARENA
+from webapp.languages import LANGUAGES
 from webclient import Page
 from workers.engine import remote_engine
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 NAMED = {"kind": "named", "models": list(NAMES)}
 BAD = "a very bad thing"
@@ -243,6 +246,26 @@ async def test_with_before_a_bad_answer_is_never_shown(
     assert [one["type"] for one in maps] == ["void", "bout-end"]
 
 
+@pytest.mark.parametrize("before", [False, True])
+async def test_what_was_stopped_is_checked_as_far_as_it_came(
+    site: TestServer, anna: Contender, server: ModerationServer, broker: Broker, before: bool
+) -> None:
+    rule(site, before=before)
+    bout = await anna.say("/echo 3000 10ms")
+    await eventually(lambda: broker.redis.hexists(keys.battle(bout["battle"]), "run:b:0"))
+    await anna.page.send(type="battle-stop", battle=bout["battle"])
+    _, maps = await anna.hear()
+    assert [one["side"] for one in maps if one.get("end")] == ["a", "b"]
+    assert not maps[-1]["vote"]
+    assert len(server.bodies) == 1 + bool(await said(broker, bout["battle"]))
+    assert not (await broker.redis.hexists(keys.battle(bout["battle"]), "unchecked:0"))
+
+
+async def said(broker: Broker, battle: str) -> str:
+    record = await broker.redis.hmget(keys.battle(battle), "a:0", "b:0")
+    return "".join(str(unpack(answer)["text"]) for answer in record)
+
+
 async def test_the_check_is_noted_when_the_page_has_gone(anna: Contender, server: ModerationServer) -> None:
     bout = await asked_until_the_check(anna, server)
     await anna.page.ws.close()
@@ -269,3 +292,39 @@ async def test_what_a_page_left_before_the_check_is_not_shown_and_can_be_asked_a
         message = {"type": "battle-again", "ref": REF, "token": anna.token, "battle": bout["battle"]}
         await ws.send_bytes(pack(message))
         assert (await Page(ws).next_of("bout", "error"))["type"] == "bout"
+
+
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+async def test_on_the_page_a_bad_answer_goes_and_a_bad_question_comes_back(
+    site: TestServer, workers: None, server: ModerationServer, tab: Tab, language: str
+) -> None:
+    said = {"en": str, "zh-Hant": translations().__getitem__}[language]
+    await tab.set_extra_http_headers({"Accept-Language": language})
+    await tab.set_viewport_size({"width": 390, "height": 844})
+    await tab.goto(str(site.make_url("/arena")))
+    prompt = tab.locator("#prompt")
+    await prompt.fill(BAD)
+    await tab.keyboard.press("Enter")
+    await expect(tab.locator("#notice")).to_contain_text(said(TextRefused.sentence))
+    await expect(prompt).to_have_value(BAD)
+    await expect(tab.locator(".bout")).to_have_count(0)
+    server.says = lambda text: BAD
+    server.free = 2
+    await prompt.fill("hello")
+    await tab.keyboard.press("Enter")
+    await expect(tab.locator("#turns")).to_contain_text(BAD)
+    await expect(tab.locator("#votes button").first).to_have_attribute("aria-disabled", "true")
+    server.open.set()
+    await expect(tab.locator("#verdict-text")).to_have_text(said(AnswerRefused.sentence))
+    await expect(tab.locator("#turns")).not_to_contain_text(BAD)
+    await expect(tab.locator("#turns")).to_contain_text("hello")
+    await expect(tab.locator(".side").first).to_contain_text(said("Not shown"))
+    await tab.reload()
+    await expect(tab.locator("#verdict-text")).to_have_text(said(AnswerRefused.sentence))
+    await expect(tab.locator("#turns")).not_to_contain_text(BAD)
+
+
+def translations() -> dict[str, str]:
+    """What is said in the other language."""
+    (other,) = (language for language in LANGUAGES if language.tag == "zh-Hant")
+    return {str(message.id): str(message.string) for message in other.read()}

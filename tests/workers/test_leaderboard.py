@@ -168,6 +168,31 @@ async def test_redis_killed_and_back_loses_no_vote(config, tmp_path):
         server.kill()
 
 
+async def test_a_worker_killed_while_votes_come_leaves_right_boards_to_the_next(broker, config, tmp_path):
+    voting = asyncio.create_task(_vote(broker, 200))
+    for _ in range(3):
+        with worker(config.redis_url, tmp_path, role="jobs") as process:
+            await eventually(lambda: broker.redis.zcard(keys.serving("jobs")), 20)
+            version = await leaderboard.version(broker)
+            await eventually(lambda version=version: _another(broker, version), 10)
+            process.kill()
+    await voting
+    with worker(config.redis_url, tmp_path, role="jobs"):
+        board = await shown(broker, 200, seconds=20)
+        assert [(row["wins"], row["losses"]) for row in board["models"]] == [(200, 0), (0, 200)]
+        await shown(broker, 200, BoardRequest(category="en", style=True), 10)
+
+
+async def _vote(broker: Broker, count: int) -> None:
+    for _ in range(count):
+        await cast(broker, categories=("en",))
+        await asyncio.sleep(0.05)
+
+
+async def _another(broker: Broker, version: str) -> bool:
+    return await leaderboard.version(broker) != version
+
+
 async def test_many_votes_are_read_and_one_more_is_seen_at_once(broker, worker_in):
     for i in range(10):
         await cast(broker, 2000, a=f"model {i}", b=f"model {(i + 1) % 10}", categories=("en",))

@@ -1,8 +1,8 @@
 import json
 
-import battles
 import pytest
 
+import battles
 from broker.errors import SetupError
 from broker.leaderboard import BoardRequest
 from broker.rules import Rules

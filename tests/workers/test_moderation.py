@@ -184,6 +184,7 @@ def test_pieces_overlap_and_have_all() -> None:
         (['words = "words.txt"'], "words.txt, line 1: the pattern cannot be read"),
         (['url = "http://host/v1"', 'key_env = "NO_SUCH"'], "NO_SUCH is to hold the key"),
         (['url = "http://host/v1"', 'model = "judge"'], "name one of them"),
+        (['key_env = "SOME_KEY"'], "go with url"),
     ],
 )
 async def test_what_cannot_be_used_ends_the_worker_with_a_sentence(lines: list[str], said: str, tmp_path: Path) -> None:

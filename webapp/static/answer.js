@@ -223,6 +223,7 @@ function button(icons, label, press) {
 function markOf(reason, text) {
   if (reason === "cancelled") return text ? t("Stopped") : t("Stopped before it began");
   if (reason === "abandoned") return t("Stopped");
+  if (reason === "withheld") return t("Not shown");
   return reason === "length" ? t("Ended at the token limit") : "";
 }
 

@@ -310,7 +310,7 @@ class ArenaPage {
       const turn = this.#turns[i] ?? this.#add(shown.text);
       if (round.state === "void" && i === round.turns.length - 1) turn.renew();
       turn.restore(shown);
-      if (whole) turn.cut();
+      if (whole) turn.cut(round.why ? "withheld" : "cancelled");
     });
     if (!drawn) this.#follower.toEnd();
     if (round.kind === "named") this.#models?.show(round.models);

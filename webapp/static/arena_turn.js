@@ -100,8 +100,8 @@ export class TurnView {
   }
 
   /** Nothing more comes of what is not whole. */
-  cut() {
-    for (const side of SIDES) if (!this.sides[side].end) this.sides[side].finish({ reason: "cancelled" });
+  cut(reason = "cancelled") {
+    for (const side of SIDES) if (!this.sides[side].end) this.sides[side].finish({ reason });
   }
 
   /** Both are to be answered again. */

@@ -1,7 +1,7 @@
 /**
  * The messages that a column shows: a path through the conversation's tree, read from the server a page at a time.
  *
- * A node is {id, role, parent, versions, view, content, usage, reason, rating, note}. What the server says of the path is
+ * A node is {id, role, parent, versions, view, content, model, usage, reason, rating, note, end}. What the server says of the path is
  * laid over what is shown, so that nothing is drawn again that is there already and nothing moves.
  */
 
@@ -10,6 +10,7 @@ import { call } from "./api.js";
 import { afterPaint } from "./dom.js";
 import { t } from "./i18n.js";
 import { QuestionView } from "./question.js";
+import { Rest } from "./rest.js";
 import { Follower } from "./scroll.js";
 
 const FIRST = 12; // messages that are read when a conversation is opened
@@ -38,6 +39,7 @@ export class Path {
     this.turns = turns;
     this.follower = new Follower(scroller, turns, latest);
     this.#act = act;
+    new Rest(scroller, turns, { rest: (turn, place) => this.#rest(turn, place), wake: (place) => this.#wake(place), done: () => this.refresh() });
     scroller.addEventListener("scroll", () => this.#readEarlier(), { passive: true });
   }
 
@@ -133,7 +135,7 @@ export class Path {
 
   /** Show the same as another column, in a chat that is stored nowhere. */
   copy(other) {
-    this.nodes = other.nodes.map((node) => this.#show({ ...node }, node.view.model, node));
+    this.nodes = other.nodes.map((node) => this.#show({ ...node }));
     this.lay();
     this.follower.toEnd();
   }
@@ -141,14 +143,30 @@ export class Path {
   #node(message, known) {
     const { message_id: id, role, parent, versions, parts, usage, reason, rating, note, model } = message;
     const content = role === "user" ? questionOf(parts) : contentOf(parts);
-    return this.#show({ id, role, parent, versions, content, usage, reason, rating, note }, model, message, known);
+    return this.#show({ id, role, parent, versions, content, model, usage, reason, rating, note, end: message }, known);
   }
 
-  #show(node, model, end, known) {
-    node.view = known?.view ?? (node.role === "user" ? this.questionView(node.content) : this.answerView(model));
+  #show(node, known) {
+    node.view = known?.view ?? (node.role === "user" ? this.questionView(node.content) : this.answerView(node.model));
     node.view.node = node;
-    if (node.role === "assistant" && !known?.id) node.view.finish(node.content, end);
+    if (node.role === "assistant" && !known?.id) node.view.finish(node.content, node.end);
     return node;
+  }
+
+  /** While a message is far from view, all there is of its view is the place that it takes. */
+  #rest(turn, place) {
+    const node = this.nodes.find(({ view }) => view.element === turn);
+    if (!node) return;
+    node.view = { element: place };
+    turn.replaceWith(place);
+  }
+
+  #wake(place) {
+    const node = this.nodes.find(({ view }) => view.element === place);
+    if (!node) return;
+    const { element } = this.#show(node).view;
+    element.style.containIntrinsicBlockSize = `auto ${place.style.height}`; // it is not laid out before one sees it
+    place.replaceWith(element);
   }
 
   /** Put the nodes' elements into the page, leaving those alone that are where they belong. */

@@ -84,7 +84,7 @@ export class Writing extends Path {
     const { answer, view, content } = run;
     const { end } = answer;
     this.run = null;
-    this.nodes.push({ id: run.request_id, role: "assistant", parent: run.message, versions: this.versionsWith(run, run.request_id), view, content, usage: end.usage, reason: end.reason, rating: "", note: "" });
+    this.nodes.push({ id: run.request_id, role: "assistant", parent: run.message, versions: this.versionsWith(run, run.request_id), view, content, model: run.model, usage: end.usage, reason: end.reason, rating: "", note: "", end });
     view.node = this.nodes.at(-1);
     view.finish(content, end);
     const outcomes = { cancelled: t("Stopped."), length: t("The answer ended at the token limit."), error: end.error && told(end.error) };
