@@ -1,15 +1,15 @@
 /**
- * The chat page: which conversation is open, and who does what about it.
+ * The chat page: who does what about the conversation that is open.
  *
  * The parts know nothing of each other: the connection brings frames and news, the columns show messages, the composer
- * takes what is written, the sidebar lists, the picker picks. This module wires them; it is the `host` of the columns.
+ * takes what is written, the sidebar lists, the picker picks, visits open what is to be shown. This module wires them; it is the `host` of the columns.
  */
 
 import { Announcer } from "./announce.js";
 import { loadMarkdown } from "./answer.js";
 import { Columns } from "./columns.js";
 import { Composer } from "./composer.js";
-import { $, setText } from "./dom.js";
+import { $ } from "./dom.js";
 import { startFoot } from "./foot.js";
 import { Gauge } from "./gauge.js";
 import { Hero } from "./hero.js";
@@ -23,12 +23,11 @@ import { obstacle } from "./sayings.js";
 import { SettingsPanel } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Connection } from "./stream.js";
+import { Visits } from "./visits.js";
 
 const RESUME_AGAIN_SECONDS = 2;
 
 class ChatPage {
-  conversation = ""; // id of the open one; "" for a new chat, and for one that is stored nowhere
-  temporary = false;
   runs = new Map(); // ref -> run that the server has not answered yet, also of conversations that were left
   #connectedBefore = false;
   #wanted = new URLSearchParams(location.search).get("model"); // by a link
@@ -39,19 +38,23 @@ class ChatPage {
   #news = new News({
     ours: (id) => this.#columns.threads.some((thread) => thread.run?.request_id === id || thread.leaf === id),
     busy: () => this.runs.size > 0, // what was asked comes first
-    look: () => this.conversation && this.#reopen(this.#columns.follow(this.conversation)),
+    look: () => this.#visits.look(),
   });
   settings = new SettingsPanel({ say: (text) => this.#announcer.say(text), problem: (text) => this.notice(text) });
   picker = new Picker(() => this.#modelsChanged());
   #composer = new Composer({ send: () => this.#submit(), stop: () => this.#stop(), changed: () => this.changed(), problem: (text) => this.notice(text), say: (text) => this.#announcer.say(text) });
   #columns = new Columns(this);
   #sidebar = new Sidebar({
-    open: (id, message) => this.#open(id, { message }),
+    open: (id, message) => this.#visits.open(id, { message }),
     leaf: (id) => (id === this.conversation && !this.#columns.threads[0].run && this.#columns.threads[0].leaf) || "",
-    deleted: (id) => id === this.conversation && this.#begin(),
+    deleted: (id) => id === this.conversation && this.#visits.begin(),
     problem: (message) => this.notice(message),
-    listed: () => this.#retitle(this.#sidebar.find(this.conversation)?.title),
+    listed: () => this.#visits.retitle(this.#sidebar.find(this.conversation)?.title),
   });
+  #visits = new Visits(
+    { columns: this.#columns, sidebar: this.#sidebar, picker: this.picker, settings: this.settings },
+    { begun: () => this.#modelsChanged(), focus: () => this.#focus(), notice: (text) => this.notice(text), stop: (answer) => this.connection.stop(answer) },
+  );
   connection;
 
   constructor() {
@@ -71,7 +74,7 @@ class ChatPage {
       away: () => ($("connection").hidden = false),
     });
     this.#sidebar.refresh();
-    this.#visit();
+    this.#visits.follow();
     this.#prefill();
     // An empty page loads no Markdown; the first sign of a person fetches it, long before the first answer.
     for (const sign of ["pointerdown", "keydown"]) addEventListener(sign, () => loadMarkdown().catch(() => {}), { once: true });
@@ -107,19 +110,18 @@ class ChatPage {
       $(id).addEventListener("click", (event) => {
         if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
         event.preventDefault();
-        this.#begin();
+        this.#visits.begin();
         this.#sidebar.leave();
         this.#focus();
       });
     }
     $("temporary").addEventListener("click", () => {
-      this.#begin({ temporary: !this.temporary });
+      this.#visits.begin({ temporary: !this.temporary });
       this.#focus();
     });
     startFoot();
     startKeys();
     addEventListener("load", () => navigator.serviceWorker?.register("/sw.js").catch(() => {})); // the site works without it
-    addEventListener("popstate", () => this.#visit());
     addEventListener("storage", ({ key }) => key === "columns" && this.conversation && this.#columns.differs(this.conversation) && this.reload());
   }
 
@@ -153,6 +155,14 @@ class ChatPage {
   }
 
   // ---- What the columns ask of the page ----
+
+  get conversation() {
+    return this.#visits.conversation;
+  }
+
+  get temporary() {
+    return this.#visits.temporary;
+  }
 
   get models() {
     return this.picker.models;
@@ -212,6 +222,11 @@ class ChatPage {
     this.#notice.show(message);
   }
 
+  /** Read the open conversation again, soon: it may have gone on elsewhere. */
+  reload() {
+    this.#news.hear();
+  }
+
   /** A column shows something else, or does. */
   changed() {
     if (!this.connection) return; // the page is still being put together
@@ -262,12 +277,7 @@ class ChatPage {
     this.runs.delete(message.ref);
     this.#sidebar.refresh();
     if (!run || run !== run.thread.run) return;
-    if (!this.conversation && message.conversation) {
-      this.conversation = message.conversation;
-      history.pushState(null, "", `/c/${this.conversation}`);
-      this.#sidebar.active = this.conversation;
-      this.#retitle(message.title);
-    }
+    if (!this.conversation && message.conversation) this.#visits.stored(message.conversation, message.title);
     run.thread.accepted(run, message);
     this.#columns.keep();
   }
@@ -311,99 +321,6 @@ class ChatPage {
     if (!this.#columns.many) this.settings.model = this.picker.model;
     this.#hero.show(this.picker.model, this.known);
     for (const thread of this.#columns.threads) thread.modelsChanged();
-  }
-
-  // ---- Conversations ----
-
-  /** Show what the address says. */
-  #visit() {
-    const id = /^\/c\/([\w-]+)$/.exec(location.pathname)?.[1];
-    if (id) this.#open(id, { push: false });
-    else this.#begin({ push: false });
-  }
-
-  /** A new, empty chat. */
-  #begin({ push = true, temporary = false } = {}) {
-    for (const { run } of this.temporary ? this.#running : []) if (run.answer) this.connection.stop(run.answer);
-    for (const thread of this.#columns.threads) thread.clear();
-    this.conversation = "";
-    this.temporary = temporary;
-    document.body.classList.toggle("temporary", temporary);
-    $("temporary").setAttribute("aria-pressed", String(temporary));
-    $("temporary-note").hidden = !temporary;
-    this.#sidebar.active = "";
-    if (push && location.pathname !== "/") history.pushState(null, "", "/");
-    this.#retitle("");
-    if (!this.#columns.many) this.settings.show(null);
-    this.#modelsChanged();
-    this.#focus();
-  }
-
-  /** Show a stored conversation; `message` is one on the path that is wanted, and comes into view if it is near the end. */
-  async #open(id, { push = true, message = "" } = {}) {
-    if (push && location.pathname !== `/c/${id}`) history.pushState(null, "", `/c/${id}`);
-    if (id !== this.conversation) {
-      this.#begin({ push: false });
-      this.conversation = id;
-    }
-    this.#sidebar.active = id;
-    this.#sidebar.leave();
-    const leaves = this.#columns.restore(id);
-    await this.#reopen(message ? [message, ...leaves.slice(1)] : leaves, true);
-    if (message) this.#columns.threads[0].reveal(message);
-  }
-
-  /** Read the open conversation again, soon: it may have gone on elsewhere. */
-  reload() {
-    this.#news.hear();
-  }
-
-  /** Show a path in each column. `afresh`: with the model and the settings that it was asked with last. */
-  async #reopen(leaves, afresh = false) {
-    const id = this.conversation;
-    try {
-      // A column whose question has no answer would show another column's: it waits until somebody tries again.
-      const waits = (thread) => !afresh && this.#columns.many && thread.stuck;
-      const pages = await Promise.all(this.#columns.threads.map((thread, i) => (waits(thread) ? null : this.#openThread(thread, leaves[i] ?? ""))));
-      const page = pages.find((found) => found);
-      if (id !== this.conversation || !page) return;
-      const { conversation, messages } = page;
-      this.#retitle(conversation.title);
-      if (afresh && !this.#columns.many) {
-        const last = messages.findLast((message) => message.role === "assistant")?.model;
-        if (last) this.picker.prefer(last);
-        this.settings.show(conversation.settings);
-      }
-      if (afresh) this.#focus();
-    } catch (error) {
-      if (id === this.conversation) this.#openFailed(id, error);
-    }
-  }
-
-  async #openThread(thread, leaf) {
-    try {
-      return await thread.open({ leaf });
-    } catch (error) {
-      if (!leaf || error.status !== 400) throw error;
-      return thread.open(); // what it showed was deleted
-    }
-  }
-
-  #openFailed(id, error) {
-    if (error.status === 404) {
-      history.replaceState(null, "", "/");
-      this.#begin({ push: false });
-      this.#sidebar.refresh();
-      return this.notice(t("This conversation does not exist any more, or it is not yours. Here is a new one."));
-    }
-    this.notice(error.message);
-    for (const thread of this.#columns.threads) if (thread.empty) thread.fail(error.message, () => this.#open(id, { push: false }));
-  }
-
-  #retitle(title) {
-    if (title === undefined) return;
-    document.title = title ? `${title} · FleetChat` : "FleetChat";
-    setText($("heading"), title || (this.temporary ? t("Temporary chat") : t("New chat")));
   }
 }
 
