@@ -27,6 +27,7 @@ class BoardRequest(JobRequest):
     """Which votes make a leaderboard."""
 
     JOB: ClassVar[str] = "board"
+    BESIDE: ClassVar[bool] = True  # many boards that are asked for at once keep no other job waiting
 
     category: str = ALL
     style: bool = False  # whether length and formatting are taken out of the ratings

@@ -37,6 +37,7 @@ from broker.messages import ChatRequest, Frame, Message, ModelCard, pack, unpack
 from broker.pairing import Odds
 from broker.queues import Bout
 from broker.rules import Rules
+from broker.secret import VOTERS
 from broker.streams import Reader
 from webapp import protocol
 from webapp.body import read_json
@@ -82,7 +83,7 @@ class Arena:
 
     async def voter(self, request: web.Request, owner: str) -> Voter:
         """Who votes by this request."""
-        return Voter.of(await self._sessions.key("voters"), owner, address_of(request, self.rules.votes.proxies))
+        return Voter.of(await self._sessions.key(VOTERS), owner, address_of(request, self.rules.votes.proxies))
 
     async def draw(self) -> tuple[str, str, float]:
         """Two of the models that are ready, and the probability that they had.

@@ -11,6 +11,7 @@ import secrets
 from aiohttp import web
 
 from broker.connection import Broker
+from broker.secret import key
 from broker.secret import load as load_secret
 
 KEEP_SECONDS = 400 * 86_400  # as long as browsers allow
@@ -44,7 +45,7 @@ class Sessions:
 
     async def key(self, purpose: str) -> bytes:
         """A key for something beside the cookie, the same in every web process of the fleet."""
-        return hmac.digest(await self._get_secret(), f"key {purpose}".encode(), "sha256")
+        return key(await self._get_secret(), purpose)
 
     async def _read(self, request: web.Request) -> tuple[str, bool]:
         secret = await self._get_secret()

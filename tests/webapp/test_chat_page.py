@@ -17,6 +17,11 @@ from webapp.state import BROKER
 pytestmark = pytest.mark.timeout(60)
 
 
+RENAME = """() => fetch(`/conversations/${location.pathname.slice(3)}`, {
+    method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ title: "renamed" }),
+})"""
+
+
 def act(turn: Locator, name: str) -> Locator:
     """A button of a message."""
     return turn.get_by_role("button", name=name, exact=True)
@@ -110,6 +115,20 @@ async def test_another_model_answers_from_the_menu(visitor, tab, worker_in):
         await press(act(answers(tab), "More"))
         await tab.get_by_role("menuitem", name="Write again with parrot").press("Enter")
         await expect(answers(tab).locator(".facts")).to_contain_text("parrot · 1 token")
+        await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
+
+
+async def test_a_menu_that_was_open_while_the_path_was_read_anew_still_works(visitor, tab, worker_in):
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    async with worker_in(model="parrot=echo"):
+        await expect(tab.locator("#models [data-name=parrot]")).to_have_count(1)
+        await press(act(answers(tab), "More"))
+        async with tab.expect_response(re.compile(r"/conversations/\w+\?leaf=")) as read:
+            await tab.evaluate(RENAME)
+        await (await read.value).finished()
+        await tab.evaluate("new Promise((done) => setTimeout(done))")  # until it is shown
+        await tab.get_by_role("menuitem", name="Write again with parrot").press("Enter")
         await expect(answers(tab).locator(".versions-shown")).to_have_text("2 / 2")
 
 

@@ -13,7 +13,7 @@ from broker.messages import JobRequest
 from fleet_process import environment, worker
 from helpers import cast, eventually, request
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(90)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ async def test_a_job_is_answered_and_its_worker_is_no_model(broker, worker_in):
         assert (board["from"], board["votes"], board["models"]) == ("2026-01-01", 0, [])
         assert [state.card.name for state in await registry.models(broker)] == ["echo"]
         assert {w.fields["models"] for w in await registry.workers(broker)} == {"jobs", "echo"}
-        assert await broker.redis.zcard(keys.running("jobs")) == 0
+        assert await broker.redis.zcard(keys.running(keys.beside("jobs"))) == 0
         with pytest.raises(BadRequest, match="jobs is no model"):
             await chat.answer(broker, request(model="jobs"))
 
@@ -59,16 +59,16 @@ async def test_a_job_that_the_worker_does_not_know_ends_with_an_error(broker, wo
 
 
 async def test_a_job_goes_on_elsewhere_when_its_worker_is_killed(broker, config, tmp_path):
-    await cast(broker, 60_000)  # so that the first worker is still reading when it has claimed the job
+    await cast(broker, 40_000)  # so that the first worker is still reading when it has claimed the job
     settings = {"role": "jobs", "lease_seconds": 2}
     with worker(config.redis_url, tmp_path, **settings) as first:
         await eventually(lambda: broker.redis.zcard(keys.serving("jobs")), 20)
         asked = asyncio.create_task(leaderboard.load(broker, BoardRequest(since="2026-01-01")))
-        await eventually(lambda: broker.redis.zcard(keys.running("jobs")))
+        await eventually(lambda: broker.redis.zcard(keys.running(keys.beside("jobs"))))
         first.kill()
         assert not asked.done()
         with worker(config.redis_url, tmp_path, **settings) as second:
-            assert (await asyncio.wait_for(asked, 20))["votes"] == 60_000
+            assert (await asyncio.wait_for(asked, 20))["votes"] == 40_000
             second.terminate()
             assert second.wait(10) == 0
 

@@ -64,12 +64,13 @@ async function rate(thread, node, { rating, button }) {
   askNote(button, node.note, (note) => save(node.rating, note));
 }
 
-async function more(thread, node, button) {
+async function more(thread, { view }, button) {
   const { openMenu } = await import("./menu.js");
-  const others = thread.host.models.filter((model) => usable(model) && model.name !== node.view.model).slice(0, MENU_MODELS);
+  const others = thread.host.models.filter((model) => usable(model) && model.name !== view.model).slice(0, MENU_MODELS);
+  // while the menu is open, the path may be read anew: then the view has another node
   openMenu(button, t("More about this answer"), [
-    ...others.map((model) => ({ label: t("Write again with {model}", { model: model.name }), icon: "again", act: () => thread.again(node, model) })),
-    { label: t("Delete this answer"), icon: "trash", danger: true, act: () => remove(thread, node) },
+    ...others.map((model) => ({ label: t("Write again with {model}", { model: model.name }), icon: "again", act: () => thread.again(view.node, model) })),
+    { label: t("Delete this answer"), icon: "trash", danger: true, act: () => remove(thread, view.node) },
   ]);
 }
 
