@@ -23,7 +23,7 @@ HEIGHTS = {360: 640, 390: 844, 768: 1024, 1440: 900, 3840: 2160}
 WIDTHS = (390, 768, 1440)
 SCHEMES = ("light", "dark")
 ANEW = ("diagram",)  # drawn by another page, which takes its time when the scheme changes
-README = (("chat", 1280, "light"), ("columns-2", 1280, "dark"), ("chat-top", 390, "dark"))
+README = (("chat", 1280, "light"), ("leaderboard", 1280, "light"), ("chat-top", 390, "dark"))
 
 
 def arguments() -> argparse.Namespace:
