@@ -115,6 +115,16 @@ async def test_a_vote_after_the_names_is_late_and_names_come_without_one(anna, b
     assert vote.kind == "late"
 
 
+async def test_nothing_is_chosen_in_a_blind_round_that_goes_on(anna):
+    battle = await anna.round("first")
+    refused = await anna.say("second", battle, settings={"system": "Say what you are called."})
+    assert refused["code"] == "bad_request"
+    await anna.page.send(type="battle-again", ref=REF, token=anna.token, battle=battle, settings={"seed": 1})
+    assert (await anna.page.next_of("bout", "error"))["code"] == "bad_request"
+    shown = await anna.get(battle)
+    assert (len(shown["turns"]), shown["vote"]) == (1, True)
+
+
 async def test_both_answer_again(anna):
     battle = await anna.round("once more")
     await anna.page.send(type="battle-again", ref=REF, token=anna.token, battle=battle)
