@@ -149,7 +149,7 @@ class Battle:
     def _side(self, answer: SideAnswer | None, length: int | None) -> dict[str, Any] | None:
         if answer is None:
             return None
-        plain: dict[str, Any] = {"text": answer.text[:length], "done": answer.done}
+        plain: dict[str, Any] = {"text": answer.text[:length], "done": answer.done and length is None}
         more = {name: getattr(answer, name) for name in ("reasoning", "reason", "usage", "timings")}
         return plain | {name: value for name, value in more.items() if self.revealed and value}
 

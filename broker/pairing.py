@@ -98,9 +98,9 @@ def _fits(model: str, rival: str, strict: Mapping[str, Sequence[str]]) -> bool:
 
 def _told(names: Sequence[str], pairs: Sequence[Indices], table: Mapping[str, Any]) -> list[float]:
     """What one more vote on each pair would tell: by so much its interval would be narrower."""
-    place = {name: i for i, name in enumerate(table.get("names", ()))}
-    rows = [place.get(name) for name in names]
     count, variance = table.get("count", ()), table.get("variance", ())
+    place = {name: i for i, name in enumerate(table.get("names", ())[: len(count)])}
+    rows = [place.get(name) for name in names]
 
     def gain(pair: Indices) -> float | None:
         i, j = rows[pair[0]], rows[pair[1]]

@@ -14,10 +14,11 @@ import battles
 from broker import accounts, chat, keys, leaderboard, registry, votelogs, votes
 from broker.connection import Broker
 from broker.leaderboard import BoardRequest
+from broker.messages import new_id
 from fleet_process import worker as worker_process
 from helpers import cast, eventually, request
 from webapp.app import create_app
-from webclient import Page
+from webclient import Contender, Page, contender
 from workers import labels
 
 DOCKER = Path(__file__).parents[1] / "docker"
@@ -111,6 +112,48 @@ async def test_a_worker_and_a_web_app_need_no_more_than_their_users_may(broker, 
         await site.close()
     log = await broker.redis.execute_command("ACL", "LOG")
     assert log == [], "somebody was refused something"
+
+
+@pytest.mark.timeout(40)
+async def test_a_moderated_round_needs_no_more_than_the_users_may(broker, users, config, tmp_path):
+    rules = tmp_path / "arena.toml"
+    (tmp_path / "words.txt").write_text("unspeakable\n")
+    rules.write_text('[moderation]\nwords = "words.txt"\n')
+    site = TestServer(create_app(replace(config, redis_url=users["web"], arena_file=rules)))
+    await site.start_server()
+    try:
+        with (
+            worker_process(users["worker"], tmp_path, "one=echo"),
+            worker_process(users["worker"], tmp_path, "two=echo"),
+            worker_process(users["jobs"], tmp_path, role="jobs", arena_file=rules),
+        ):
+            await eventually(lambda: _are_ready(broker, 3), 20)
+            async with contender(site.make_url("/")) as anna:
+                first = await anna.round("hello")
+                assert (await anna.get(first))["vote"]
+                assert (await anna.post(f"{first}/vote", winner="a"))["models"]
+                assert (await anna.say("unspeakable"))["type"] == "error"
+                second = await anna.round("hello")
+                await anna.page.send(type="battle-again", ref=new_id(), token=anna.token, battle=second)
+                await anna.hear()
+                await anna.post(f"{second}/share", status=201)
+                await anna.post(f"{second}/reveal")
+                await anna.post(f"{second}/vote", winner="tie")
+                await eventually(lambda: _has_votes(anna, 1), 10)
+    finally:
+        await site.close()
+    log = await broker.redis.execute_command("ACL", "LOG")
+    assert log == [], "somebody was refused something"
+
+
+async def _are_ready(broker: Broker, count: int) -> bool:
+    cards = await broker.redis.hlen(keys.MODELS)
+    return cards == count and all(m.state == "ready" for m in await registry.models(broker))
+
+
+async def _has_votes(anna: Contender, count: int) -> bool:
+    async with anna.session.get("/leaderboard.json") as response:
+        return response.status == 200 and (await response.json())["votes"] == count
 
 
 async def _ready(broker: Broker) -> bool:

@@ -130,7 +130,7 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
     await socket.arena.inspect(message.text, message.settings.system or "")
     known: dict[str, Any] = {"battle_id": message.battle}
     if message.battle:
-        before = await arena.load(broker, message.battle, socket.owner)
+        before = await _going_on(socket, message)
         kind, models, histories = (
             before.kind,
             before.models,
@@ -148,6 +148,7 @@ async def again(socket: "Socket", message: BattleAgain) -> None:
     """The last question, answered again by both."""
     await socket.arena.check(socket.owner, message.token)
     await socket.arena.inspect(message.settings.system or "")
+    await _going_on(socket, message)
     started = await arena.again(socket.broker, socket.arena.rules, socket.owner, message.battle)
     before = await arena.load(socket.broker, message.battle, socket.owner)
     question = Message("user", before.turns[started.turn].text)
@@ -178,14 +179,27 @@ HANDLERS: dict[str, Callable[["Socket", Any], Awaitable[None]]] = {
 async def _pair(socket: "Socket", message: protocol.Battle) -> tuple[tuple[str, str], float]:
     """The models of a new round, and the probability with which they were drawn; 0 where somebody chose them."""
     if message.kind == "blind":
-        if message.models or message.settings != Settings():
-            raise BadRequest("models, settings: a blind round has none that you choose.")
+        _choose_nothing(message, *message.models)
         a, b, probability = await socket.arena.draw()
         return (a, b), probability
     if len(set(message.models)) != 2:
         raise BadRequest("models: two different ones are needed.", param="models")
     a, b = message.models
     return (a, b), 0.0
+
+
+async def _going_on(socket: "Socket", message: protocol.Battle | BattleAgain) -> Battle:
+    """The round that a message is about."""
+    found = await arena.load(socket.broker, message.battle, socket.owner)
+    if found.kind == "blind":
+        _choose_nothing(message)
+    return found
+
+
+def _choose_nothing(message: Round, *models: str) -> None:
+    """Raises BadRequest when a message chooses what nobody chooses in a blind round."""
+    if models or message.settings != Settings():
+        raise BadRequest("models, settings: a blind round has none that you choose.")
 
 
 class _Turn:

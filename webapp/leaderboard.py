@@ -28,6 +28,7 @@ from webapp.statics import STATICS
 
 KEPT = 64  # answers that are ready to be sent
 LEVEL = 6  # of gzip
+FIRST = 60  # rows that are laid out at once; the page shows the others when it has been painted
 POLICY = HEADERS["Content-Security-Policy"].replace("form-action 'none'", "form-action 'self'")  # filters are a form
 CATEGORIES = {one.name: one for one in features.CATEGORIES}
 NOTHING: Mapping[str, Any] = {
@@ -155,6 +156,7 @@ def _html(app: web.Application, view: View, language: Language, tag: str) -> str
         filters=view.filters,
         board=view.board,
         rows=table.rows(view.models, columns, view.filters),
+        first=FIRST,
         columns=columns,
         falls=table.falls(view.filters),
         whole=table.whole,

@@ -37,7 +37,7 @@ class Boards:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._version: bytes | None = None
-        self._kept: dict[str, Board | None] = {}  # of this version
+        self._kept: dict[str, Board] = {}  # of this version
         self._computed: dict[
             tuple[str, str, str], tuple[bytes | None, float, Board | None]
         ] = {}  # with version and time
@@ -72,11 +72,12 @@ class Boards:
 
     async def _read(self, field: str) -> Board | None:
         kept = self._kept
-        if field not in kept:
+        if field not in kept and field not in leaderboard.BESIDE:
             async with redis_errors():
                 packed = await self._broker.redis.hget(keys.BOARDS, field)
-            kept[field] = packed and _board(packed)
-        return kept[field]
+            if packed:  # a category of which there is nothing is not remembered: there is no end of such names
+                kept[field] = _board(packed)
+        return kept.get(field)
 
     async def _compute(self, request: BoardRequest) -> Board | None:
         """One after the other: many pages may wait for the same."""

@@ -35,6 +35,8 @@ class _Side:
     closed: bool = False  # and that was said
 
     def add(self, number: int, text: str) -> None:
+        if self.ended:
+            return  # it was stopped, and this had been on its way
         # Redis lost its last second, and another worker went on from there: see `broker.streams.Reader`.
         self.replaced = self.replaced or number < len(self.parts)
         self.parts[number:] = [text]

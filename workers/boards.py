@@ -173,7 +173,8 @@ class Boards:
         """What is known of each pair, see `broker.leaderboard.pairs`; from the blind votes that the first board has."""
         tally = self._tallies[FIRST[0].field]
         count, variance = bradley_terry.pairs(self._plain(view, tally), tally.cells)
-        return {"names": list(view.names), "count": count.tolist(), "variance": variance.tolist()}
+        names = view.names[: len(count)]  # a newer one has no vote that this board has counted
+        return {"names": list(names), "count": count.tolist(), "variance": variance.tolist()}
 
     def _known_suspects(self, view: View, named: bool) -> tuple[int, Sequence[voters.Suspect]]:
         reading, generation, found = self._suspects.get(named, (view.reading, 0, ()))

@@ -115,7 +115,7 @@ class Judge:
         )
         sampling = Sampling(temperature=0, max_tokens=MOST_TOKENS)
         request = ChatRequest(self._model, messages, sampling, template_kwargs={"enable_thinking": False})
-        answer = await chat.answer(self._broker, request, low_priority=True)
+        answer = await chat.answer(self._broker, request)
         return f"{self._model} says unsafe" if read(answer.text) == "unsafe" else ""
 
 

@@ -6,6 +6,7 @@ local battle, owner, turn, a, b, why = K.battle(ARGV[1]), ARGV[2], ARGV[3], ARGV
 local v = redis.call('HMGET', battle, 'owner', 'run:a:' .. turn, 'run:b:' .. turn)
 if v[1] ~= owner or v[2] ~= a or v[3] ~= b then return 0 end
 redis.call('HDEL', battle, 'unchecked:' .. turn)
+redis.call('HINCRBY', battle, 'revision', 1)  -- a vote that was written without these answers is written anew
 if why ~= '' then
   redis.call('HDEL', battle, 'run:a:' .. turn, 'run:b:' .. turn, 'a:' .. turn, 'b:' .. turn)
   redis.call('HSET', battle, 'state', 'void', 'why', why)

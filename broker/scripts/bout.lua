@@ -33,7 +33,7 @@ else
   redis.call('HDEL', battle, 'before:a', 'before:b')
   redis.call('HSET', battle, 'user:' .. turn, text, 'turns', turn + 1)
 end
-redis.call('HSET', battle, 'run:a:' .. turn, a, 'run:b:' .. turn, b, 'began', at, 'state', 'open')
+redis.call('HSET', battle, 'run:a:' .. turn, a, 'run:b:' .. turn, b, 'began', at, 'state', 'open', 'was', r.state)
 if checked then redis.call('HSET', battle, 'unchecked:' .. turn, 1) else redis.call('HDEL', battle, 'unchecked:' .. turn) end
 redis.call('HINCRBY', battle, 'revision', 1)
 redis.call('PEXPIRE', battle, BATTLE_MS)

@@ -109,6 +109,15 @@ async def test_a_named_battle_goes_on_after_its_vote(broker):
     assert [len(one["turns"]) for one in said] == [1, 2], "each vote has the conversation that it is about"
 
 
+async def test_a_turn_that_was_not_accepted_opens_no_vote_again(broker):
+    started = await turn(broker, kind="named")
+    await cast(broker, started)
+    more = await arena.begin(broker, RULES, "anna", "more", battle_id=started.battle_id)
+    await arena.withdraw(broker, more, "anna")
+    with pytest.raises(RoundOver):
+        await cast(broker, started)
+
+
 async def test_there_is_no_vote_before_both_answers_are_finished(broker):
     started = await arena.begin(broker, RULES, "anna", "hi", models=("left", "right"))
     with pytest.raises(RoundUnderWay):
@@ -149,6 +158,15 @@ async def test_a_side_that_fails_makes_the_round_void(broker):
     assert await all_votes(broker) == []
 
 
+async def test_which_side_had_ended_when_both_were_stopped_is_not_said(broker):
+    started = await arena.begin(broker, RULES, "anna", "hi", models=("left", "right"))
+    await enqueue(broker, started)
+    await write(broker, started.requests[0], "all of it")
+    await queues.cancel(broker, started.requests[1], "anna")
+    (shown,) = (await arena.load(broker, started.battle_id, "anna")).shown()["turns"]
+    assert shown["a"] == shown["b"] == {"text": "", "done": False}
+
+
 async def test_a_turn_that_was_not_accepted_leaves_no_trace(broker):
     started = await turn(broker)
     second = await arena.begin(broker, RULES, "anna", "second", battle_id=started.battle_id)
@@ -176,6 +194,14 @@ async def test_answers_are_neither_shown_nor_voted_on_before_they_are_approved(b
     battle = await arena.load(broker, started.battle_id, "anna")
     assert battle.shown()["turns"][0]["b"] == {"text": "fine", "done": True}
     assert (await cast(broker, started)).state == "voted"
+
+
+async def test_a_vote_that_was_written_before_the_check_is_written_anew(broker):
+    started = await turn(broker, rules=CHECKED)
+    before = await arena.load(broker, started.battle_id, "anna")
+    await arena.approve(broker, CHECKED, started, "anna")
+    written = [started.battle_id, "anna", "a", before.revision, b"without the answers", 0]
+    assert await broker.scripts.settle(args=written) == [-5]
 
 
 async def test_answers_that_are_not_approved_are_forgotten_and_their_round_is_void(broker):

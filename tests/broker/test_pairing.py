@@ -61,7 +61,7 @@ def test_pairs_are_drawn_by_what_a_vote_would_tell_and_those_without_votes_first
     assert len(set(odds(table=table, active=False).values())) == 1
 
 
-@pytest.mark.parametrize("table", [flat(0, 0), flat(5, 0), {}, {"names": [], "count": [], "variance": []}])
+@pytest.mark.parametrize("table", [flat(0, 0), flat(5, 0), {}, {"names": MODELS, "count": [], "variance": []}])
 def test_a_table_that_says_nothing_makes_all_pairs_alike(table):
     assert {round(p, 12) for p in odds(table=table).values()} == {round(1 / 15, 12)}
 

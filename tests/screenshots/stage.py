@@ -14,13 +14,15 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from broker import embedded, keys, leaderboard, queues, registry, shelf, streams, transcripts
+from broker import arena, embedded, keys, leaderboard, queues, registry, shelf, streams, transcripts
+from broker.arena import Voter
 from broker.config import Config
 from broker.connection import Broker
 from broker.imports import Imported
 from broker.leaderboard import BoardRequest
-from broker.messages import Frame, ModelCard, new_id
+from broker.messages import Frame, ModelCard, new_id, pack
 from broker.queues import Claim
+from broker.rules import Rules
 from broker.streams import Written
 from broker.tasks import beside
 from fleet_process import environment, wait_for_port, web, worker
@@ -143,6 +145,26 @@ class Visit(Visitor):
         await streams.append(
             self.broker, [Written(held.request_id, held.token, seq, frame.encode(), last=end is not None)]
         )
+
+    async def battle(self, kind: str, winner: str = "", *, void: bool = False) -> str:
+        """A round of two turns, and perhaps its vote; of a void one the last answer has failed. Its id."""
+        rules, models = Rules(), ("large", "quick")
+        first = await arena.begin(self.broker, rules, self.owner, talks.QUESTION, kind=kind, models=models)
+        await self._answered(first, talks.ANSWER, talks.CODE)
+        more = await arena.begin(self.broker, rules, self.owner, "Shorter, please.", battle_id=first.battle_id)
+        await self._answered(more, "One line for all, and each takes what it can.", "" if void else talks.THOUGHTFUL)
+        if void:
+            await arena.void(self.broker, first.battle_id, self.owner, "")
+        if winner:
+            voter = Voter.of(b"salt", self.owner, "127.0.0.1")
+            await arena.vote(self.broker, rules, first.battle_id, self.owner, winner, voter)
+        return first.battle_id
+
+    async def _answered(self, started: arena.Started, *texts: str) -> None:
+        usage = {"prompt_tokens": 20, "completion_tokens": 212}
+        end = {"reason": "stop", "usage": usage, "timings": {"first": 0.1, "total": 4.2}}
+        written = {f"{side}:{started.turn}": pack({"text": text} | end) for side, text in zip("ab", texts, strict=True)}
+        await self.broker.redis.hset(keys.battle(started.battle_id), mapping=written)
 
     async def crowd(self, people: int, owner: str = "") -> None:
         """Others, or the visitor in other tabs, wait for the played model before whoever comes next."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from playwright.async_api import expect
 
-from broker import presets, shares
+from broker import arena, presets, shares
 from screenshots import talks
 from screenshots.stage import WAITS, Visit
 
@@ -438,6 +438,33 @@ async def shortcuts(visit: Visit) -> None:
     await expect(visit.tab.locator("dialog.help")).to_be_visible()
 
 
+def battled(kind: str, winner: str = "", *, void: bool = False) -> State:
+    """A round of two turns; `void`: one answer of the second has failed."""
+
+    async def state(visit: Visit) -> None:
+        path = "arena" if kind == "blind" else "compare"
+        await visit.tab.goto(f"{visit.url}/{path}/{await visit.battle(kind, winner, void=void)}")
+        await expect(visit.tab.locator(".side .md").first).to_contain_text("handed out")
+        await expect(visit.tab.locator("#verdict" if winner or void else "#votes")).to_be_visible()
+        await expect(visit.tab.locator("#again")).to_be_enabled(enabled=not (winner or void))
+        await visit.settled()
+
+    return state
+
+
+async def arena_menu(visit: Visit) -> None:
+    await battled("blind")(visit)
+    await visit.tab.locator("#more").click()
+    await expect(visit.tab.get_by_role("menu")).to_be_visible()
+
+
+async def arena_shared(visit: Visit) -> None:
+    found = await arena.load(visit.broker, await visit.battle("blind", "a"), visit.owner)
+    share = await shares.keep(visit.broker, visit.owner, talks.QUESTION, found.snapshot())
+    await at(f"/s/{share.share_id}", ".paper-pair .md strong")(visit)
+    await visit.settled()
+
+
 def board(query: str = "", *, foot: str = "") -> State:
     """The leaderboard with its figures; `foot`: what is to be seen of it, if not its top."""
 
@@ -525,6 +552,14 @@ STATES: dict[str, State] = {
     "dropping": dropping,
     "reconnecting": reconnecting,
     "help": shortcuts,
+    "arena": at("/arena", "#starters"),
+    "arena-vote": battled("blind"),
+    "arena-voted": battled("blind", "a"),
+    "arena-void": battled("blind", void=True),
+    "arena-menu": arena_menu,
+    "arena-shared": arena_shared,
+    "compare": at("/compare", "#model-a:has(option)"),
+    "compare-vote": battled("named"),
     "share-page": share_page,
     "print-page": print_page,
     "share-revoked": at("/s/AAAAAAAAAAAAAAAAAAAAAA"),

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 
 import aiohttp
@@ -11,13 +10,12 @@ import msgpack
 import pytest
 
 from broker import keys, votes
-from broker.messages import new_id, pack
+from broker.messages import pack
 from helpers import eventually
 from webapp.arena import ARENA, address_of
-from webclient import Page
+from webclient import REF, Contender, contender
 
 NAMES = ("betrayer", "treacherous")
-REF = new_id()
 
 
 @pytest.fixture
@@ -27,60 +25,9 @@ async def workers(worker_in) -> AsyncIterator[None]:
         yield
 
 
-class Contender:
-    """Somebody with a page of the arena; `wire` is all that has come over it, and `sent` the ids that it knows."""
-
-    def __init__(self, session: aiohttp.ClientSession, page: Page, token: str) -> None:
-        self.session, self.page, self.token = session, page, token
-
-    async def say(self, text: str, battle: str = "", **more: object) -> dict:
-        """The turn that was accepted."""
-        await self.page.send(type="battle", ref=REF, token=self.token, text=text, battle=battle, **more)
-        return await self.page.next_of("bout", "error")
-
-    async def hear(self) -> tuple[dict[str, str], list[dict]]:
-        """The text of both sides, and all maps up to the turn's end."""
-        texts, maps = {"a": "", "b": ""}, []
-        while not maps or maps[-1]["type"] != "bout-end":
-            one = await self.page.next_of("side", "void", "bout-end", "error")
-            maps.append(one)
-            if one["type"] == "side":
-                texts[one["side"]] = one["text"] if one["seq"] == 0 else texts[one["side"]] + one["text"]
-        return texts, maps
-
-    async def round(self, text: str = "hello there", **more: object) -> str:
-        """One turn, answered; the round's id."""
-        bout = await self.say(text, **more)
-        assert bout["type"] == "bout", bout
-        await self.hear()
-        return bout["battle"]
-
-    async def get(self, battle: str) -> dict:
-        async with self.session.get(f"/battles/{battle}") as response:
-            assert response.status == 200
-            return await response.json()
-
-    async def post(self, path: str, status: int = 200, **body: object) -> dict:
-        async with self.session.post(f"/battles/{path}", json={"token": self.token} | body) as response:
-            found = await response.json()
-            assert response.status == status, found
-            return found
-
-
-@asynccontextmanager
-async def contender(site, path: str = "/arena") -> AsyncIterator[Contender]:
-    async with AsyncExitStack() as stack:
-        jar = aiohttp.CookieJar(unsafe=True)
-        session = await stack.enter_async_context(aiohttp.ClientSession(site.make_url("/"), cookie_jar=jar))
-        async with session.get(path) as response:
-            token = re.search(r'data-token="(\w+)"', await response.text())[1]
-        ws = await stack.enter_async_context(session.ws_connect("/ws" + ("?blind" if path == "/arena" else "")))
-        yield Contender(session, Page(ws), token)
-
-
 @pytest.fixture
 async def anna(site, workers) -> AsyncIterator[Contender]:
-    async with contender(site) as one:
+    async with contender(site.make_url("/")) as one:
         yield one
 
 
@@ -168,6 +115,16 @@ async def test_a_vote_after_the_names_is_late_and_names_come_without_one(anna, b
     assert vote.kind == "late"
 
 
+async def test_nothing_is_chosen_in_a_blind_round_that_goes_on(anna):
+    battle = await anna.round("first")
+    refused = await anna.say("second", battle, settings={"system": "Say what you are called."})
+    assert refused["code"] == "bad_request"
+    await anna.page.send(type="battle-again", ref=REF, token=anna.token, battle=battle, settings={"seed": 1})
+    assert (await anna.page.next_of("bout", "error"))["code"] == "bad_request"
+    shown = await anna.get(battle)
+    assert (len(shown["turns"]), shown["vote"]) == (1, True)
+
+
 async def test_both_answer_again(anna):
     battle = await anna.round("once more")
     await anna.page.send(type="battle-again", ref=REF, token=anna.token, battle=battle)
@@ -223,7 +180,7 @@ async def test_a_side_that_fails_makes_the_round_void_and_no_word_says_which(ann
 
 
 async def test_named_models_side_by_side_say_all_and_their_votes_are_apart(site, workers, broker):
-    async with contender(site, "/compare") as anna:
+    async with contender(site.make_url("/"), "/compare") as anna:
         bout = await anna.say("hello", kind="named", models=list(NAMES))
         assert tuple(bout["models"]) == NAMES
         texts, maps = await anna.hear()
@@ -263,7 +220,7 @@ async def test_a_script_without_the_token_gets_nothing(anna, site):
         for path in ("vote", "reveal", "share"):
             body = {"token": token} | ({"winner": "a"} if path == "vote" else {})
             assert (await anna.post(f"{battle}/{path}", 403, **body))["error"]["code"] == "forbidden"
-    async with contender(site) as eve:
+    async with contender(site.make_url("/")) as eve:
         assert eve.token != anna.token
         async with eve.session.get(f"/battles/{battle}") as response:
             assert response.status == 404
@@ -281,13 +238,13 @@ async def test_votes_are_limited_by_session_and_by_network(site, workers, anna):
     one, two = await anna.round(), await anna.round()
     await anna.post(f"{one}/vote", winner="a")
     assert (await anna.post(f"{two}/vote", 429, winner="a"))["error"]["code"] == "votes_used"
-    async with contender(site) as bert, contender(site) as eve:
+    async with contender(site.make_url("/")) as bert, contender(site.make_url("/")) as eve:
         await bert.post(f"{await bert.round()}/vote", winner="a")
         await eve.post(f"{await eve.round()}/vote", 429, winner="a")
 
 
 async def test_without_two_models_a_round_says_so_and_with_them_it_begins(site, worker_in):
-    async with contender(site) as anna:
+    async with contender(site.make_url("/")) as anna:
         assert (await anna.say("hi"))["code"] == "two_models"
         async with worker_in(model="one=echo"):
             assert (await anna.say("hi"))["code"] == "two_models"
@@ -296,7 +253,7 @@ async def test_without_two_models_a_round_says_so_and_with_them_it_begins(site, 
 
 
 async def test_a_model_that_leaves_during_a_round_is_not_named(site, worker_in, broker):
-    async with contender(site) as anna, worker_in(model=f"{NAMES[0]}=echo"):
+    async with contender(site.make_url("/")) as anna, worker_in(model=f"{NAMES[0]}=echo"):
         async with worker_in(model=f"{NAMES[1]}=echo"):
             battle = await anna.round("first")
         await eventually(lambda: gone(broker, NAMES[1]))

@@ -169,6 +169,15 @@ async def test_a_value_that_cannot_be_is_refused_by_name(browser, query, param):
             assert (await answer.json())["error"]["param"] == param
 
 
+async def test_a_category_without_votes_is_an_empty_board_and_is_not_remembered(site, browser, broker, worker_in):
+    async with worker_in(role="jobs"):
+        await cast(broker, 3)
+        await counted(broker, 3)
+        for category in ("cooking", *leaderboard.BESIDE):
+            assert await names(browser, f"?category={category}") == []
+        assert set(site.app[leaderboard_boards.BOARDS]._kept) <= {"all"}
+
+
 async def test_models_that_are_deprecated_are_shown_when_asked_for(browser, broker, worker_in, tmp_path):
     arena = tmp_path / "arena.toml"
     arena.write_text('[ratings]\ndeprecated = ["str*"]\n')

@@ -17,16 +17,16 @@ from broker.connection import Broker
 from broker.errors import AnswerRefused, AnswerUnchecked, TextRefused
 from broker.messages import pack, unpack
 from helpers import eventually
-from tests.webapp.test_arena import NAMES, REF, Contender, contender
 from tests.workers.engine import moderation_server
 from tests.workers.engine.moderation_server import ModerationServer
 from webapp.arena import ARENA
 from webapp.languages import LANGUAGES
-from webclient import Page
+from webclient import REF, Contender, Page, contender
 from workers.engine import remote_engine
 
 pytestmark = pytest.mark.timeout(60)
 
+NAMES = ("betrayer", "treacherous")
 NAMED = {"kind": "named", "models": list(NAMES)}
 BAD = "a very bad thing"
 
@@ -57,7 +57,7 @@ async def workers(worker_in: Any, server: ModerationServer) -> AsyncIterator[Non
 
 @pytest.fixture
 async def anna(site: TestServer, workers: None) -> AsyncIterator[Contender]:
-    async with contender(site) as one:
+    async with contender(site.make_url("/")) as one:
         yield one
 
 
@@ -100,7 +100,7 @@ async def test_a_bad_question_is_refused_and_nothing_is_asked_or_kept(anna: Cont
 
 
 async def test_a_bad_system_prompt_is_refused(site: TestServer, workers: None, broker: Broker) -> None:
-    async with contender(site, "/compare") as anna:
+    async with contender(site.make_url("/"), "/compare") as anna:
         refused = await anna.say("hello", settings={"system": BAD}, **NAMED)
         assert refused["code"] == "text_refused"
         assert await nothing_of(broker, *NAMES)
@@ -115,7 +115,7 @@ async def test_one_side_alone_that_is_bad_ends_the_round_whichever_it_is(
     site: TestServer, workers: None, server: ModerationServer, broker: Broker, models: tuple[str, str]
 ) -> None:
     server.says = lambda text: BAD
-    async with contender(site, "/compare") as anna:
+    async with contender(site.make_url("/"), "/compare") as anna:
         bout = await anna.say("hello", kind="named", models=list(models))
         _, maps = await anna.hear()
         assert [one["type"] for one in maps if one["type"] != "side"] == ["void", "bout-end"]
@@ -186,7 +186,7 @@ async def test_a_check_of_answers_that_fails_is_as_the_rules_say(
 
 
 async def test_without_a_jobs_worker_nothing_is_asked_unless_it_fails_open(site: TestServer, worker_in: Any) -> None:
-    async with worker_in(model="one=echo"), worker_in(model="two=echo"), contender(site) as anna:
+    async with worker_in(model="one=echo"), worker_in(model="two=echo"), contender(site.make_url("/")) as anna:
         assert (await anna.say("hello"))["code"] == "text_unchecked"
         rule(site, fails="open")
         await anna.round("hello")

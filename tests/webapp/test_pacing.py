@@ -121,6 +121,7 @@ def test_stopped_sides_show_no_more_and_end_together():
     pacing.add("b", 0, "bb")
     assert [len(p.text) for p in pacing.take(0.0)] == [2, 2]
     pacing.stop()
+    pacing.add("a", 1, "was on its way")
     assert pacing.take(0.05) == [Piece("a", 1, "", True), Piece("b", 1, "", True)]
     assert pacing.finished
 

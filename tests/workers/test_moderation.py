@@ -22,9 +22,15 @@ from tests.workers.engine.moderation_server import ModerationServer
 from workers.engine import remote_engine
 from workers.moderation import OVERLAP, pieces, read
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 Started = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other tests may take long for a check."""
+    monkeypatch.setattr(moderation, "SECONDS", 30.0)
 
 
 @pytest.fixture

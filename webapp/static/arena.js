@@ -35,6 +35,7 @@ class ArenaPage {
   #turns = [];
   #names = SIDES.map((side) => LABELS[side]); // that are known of both sides
   #asked = null; // {ref, turn, text} that the server has not answered yet; text "" for both again
+  #ref = ""; // of the turn that was accepted last
   #writing = false; // frames come
   #stopping = false;
   #votable = false;
@@ -193,6 +194,7 @@ class ArenaPage {
 
   #accepted({ battle, models }) {
     if (models) this.#name(models);
+    this.#ref = this.#asked.ref;
     this.#asked = null;
     this.#writing = true;
     if (!this.#battle) history.pushState(null, "", `${this.#home}/${battle}`);
@@ -221,9 +223,11 @@ class ArenaPage {
   }
 
   #failed(error) {
-    if (error.ref && error.ref !== this.#asked?.ref) return;
+    const refused = error.ref && error.ref === this.#asked?.ref;
+    if (error.ref && !refused && error.ref !== this.#ref) return; // of a round that was left
     this.#notice.show(error.message);
-    if (error.ref) this.#takeBack();
+    this.#settle();
+    if (refused) this.#takeBack();
     else this.#reopen();
   }
 
@@ -243,6 +247,7 @@ class ArenaPage {
   #connected() {
     $("connection").hidden = true;
     if (this.#connectedBefore) {
+      this.#settle(); // no frame comes over this connection
       if (this.#asked) this.#notice.show(t("The connection was lost before both models had the question. Send it again."));
       if (this.#asked) this.#takeBack();
       else this.#reopen();
@@ -285,14 +290,15 @@ class ArenaPage {
     const battle = this.#battle;
     clearTimeout(this.#timer);
     if (!battle) return;
+    let waits = looks > 0;
     await this.#attempt(async () => {
       const round = await call("GET", `/battles/${battle}`);
-      if (battle !== this.#battle || this.#asked) return;
+      if (battle !== this.#battle || this.#busy) return (waits = false); // it has gone on meanwhile
       const last = round.turns.at(-1);
-      const waits = round.state === "open" && last && !(last.a && last.b) && looks > 0;
-      if (waits) this.#timer = setTimeout(() => this.#reopen(looks - 1), LOOK_MS);
+      waits &&= round.state === "open" && last && !(last.a && last.b);
       this.#take(round, !waits);
     });
+    if (waits && battle === this.#battle) this.#timer = setTimeout(() => this.#reopen(looks - 1), LOOK_MS);
   }
 
   /** The round as the server has it. `whole`: nothing of it is still to come. */
@@ -354,7 +360,7 @@ class ArenaPage {
     $("again").disabled = !ended || (over && (this.#kind === "blind" || this.#round.state === "void"));
     $("more").disabled = !ended;
     this.#composer.show({ running: busy, stopping: this.#stopping || !this.#writing, ready: !this.#obstacle });
-    if (!busy) this.#composer.hint(this.#turns.length && over && this.#obstacle ? this.#obstacle : "");
+    if (!busy) this.#composer.hint(this.#connection.open ? this.#obstacle : "");
     if (!this.#turns.length) this.#votes.hide();
     else if (this.#round && this.#round.state !== "open" && !busy) this.#close();
     else this.#votes.offer(this.#votable && !busy);

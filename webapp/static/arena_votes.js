@@ -30,6 +30,7 @@ export class Votes {
   /** Nothing was asked yet. */
   hide() {
     $("ballot").hidden = true;
+    setText($("verdict-text"), "");
   }
 
   /** The buttons, which do something when `ready`. */

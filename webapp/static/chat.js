@@ -77,7 +77,9 @@ class ChatPage {
     this.#visits.follow();
     this.#prefill();
     // An empty page loads no Markdown; the first sign of a person fetches it, long before the first answer.
-    for (const sign of ["pointerdown", "keydown"]) addEventListener(sign, () => loadMarkdown().catch(() => {}), { once: true });
+    const soon = () => loadMarkdown().catch(() => {});
+    for (const sign of ["pointerdown", "keydown"]) addEventListener(sign, soon, { once: true });
+    $("sidebar").addEventListener("pointerover", soon, { once: true }); // perhaps to open a conversation
   }
 
   // ---- Links ----

@@ -242,6 +242,7 @@ export class Columns {
   }
 
   #markTab() {
+    if (!this.many) return;
     const at = Math.round(this.#container.scrollLeft / this.#container.clientWidth);
     [...this.#tabs.children].forEach((tab, i) => tab.setAttribute("aria-pressed", String(i === at)));
   }

@@ -4,7 +4,6 @@
  */
 
 import { $ } from "./dom.js";
-import { Figures } from "./leaderboard_figures.js";
 import { t } from "./i18n.js";
 import { morph } from "./morph.js";
 import { startNav } from "./nav.js";
@@ -16,10 +15,11 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 const main = $("main");
 const form = $("filters");
-const figures = new Figures($("figures"), board);
+const idle = globalThis.requestIdleCallback ?? ((run) => setTimeout(run, 50));
 let tag = main.dataset.tag; // of what is shown, as the server names it
 let asking = null; // stops the last question when there is a newer one
 let timer = 0;
+let figures = null; // when there is time for them
 
 startNav();
 form.addEventListener("submit", (event) => {
@@ -32,6 +32,15 @@ $("board-table").addEventListener("click", follow);
 addEventListener("popstate", () => go(location.search, false));
 document.addEventListener("visibilitychange", () => document.hidden || look());
 plan(LOOK_MS);
+if (document.readyState === "complete") idle(rest);
+else addEventListener("load", () => idle(rest));
+
+/** What need not be there when the page opens: most of many rows, and the figures. */
+async function rest() {
+  document.documentElement.dataset.whole = "";
+  const { Figures } = await import("./leaderboard_figures.js");
+  figures = new Figures($("figures"), board);
+}
 
 /** What the form says, as a query. */
 function chosen() {
@@ -113,7 +122,7 @@ async function ask(address, known) {
   tag = fresh.dataset.tag;
   keepOpen(fresh);
   morph(main, fresh);
-  figures.renew();
+  figures?.renew();
   return true;
 }
 

@@ -122,8 +122,8 @@ export class Path {
       if (found) this.takeUp(found);
       else this.missing(lost ? t("This answer got lost: the server no longer has it. Try again to have it written anew.") : t("This message has no answer yet."));
     }
-    if (following) this.follower.toEnd();
     this.refresh();
+    if (following) this.follower.toEnd();
     afterPaint().then(() => this.#readEarlier());
   }
 

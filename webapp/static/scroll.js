@@ -27,8 +27,8 @@ export class Follower {
   toEnd(smooth = false) {
     this.#following = true;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    const far = this.#distance() > 3 * this.#scroller.clientHeight;
-    this.#scroller.scrollTo({ top: this.#scroller.scrollHeight, behavior: smooth && !calm && !far ? "smooth" : "instant" });
+    const glides = smooth && !calm && this.#distance() <= 3 * this.#scroller.clientHeight;
+    this.#scroller.scrollTo({ top: this.#scroller.scrollHeight, behavior: glides ? "smooth" : "instant" });
     this.#show();
   }
 

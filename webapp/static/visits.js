@@ -1,6 +1,6 @@
 /** Which conversation the page shows: a new one, a temporary one, or one that the server has, at the address that says so. */
 
-import { $, setText } from "./dom.js";
+import { $, afterPaint, setText } from "./dom.js";
 import { t } from "./i18n.js";
 
 export class Visits {
@@ -25,6 +25,12 @@ export class Visits {
 
   /** A new, empty chat. */
   begin({ push = true, temporary = false } = {}) {
+    this.#clear(temporary);
+    if (push && location.pathname !== "/") history.pushState(null, "", "/");
+    this.#options.focus();
+  }
+
+  #clear(temporary) {
     const { columns, sidebar, settings } = this.#parts;
     if (this.temporary) for (const { run } of columns.threads) if (run?.answer) this.#options.stop(run.answer);
     for (const thread of columns.threads) thread.clear();
@@ -34,11 +40,9 @@ export class Visits {
     $("temporary").setAttribute("aria-pressed", String(temporary));
     $("temporary-note").hidden = !temporary;
     sidebar.active = "";
-    if (push && location.pathname !== "/") history.pushState(null, "", "/");
     this.retitle("");
     if (!columns.many) settings.show(null);
     this.#options.begun();
-    this.#options.focus();
   }
 
   /** What was asked in the new chat is stored: it is a conversation like all others from now on. */
@@ -54,7 +58,7 @@ export class Visits {
     const { columns, sidebar } = this.#parts;
     if (push && location.pathname !== `/c/${id}`) history.pushState(null, "", `/c/${id}`);
     if (id !== this.conversation) {
-      this.begin({ push: false });
+      this.#clear(false);
       this.conversation = id;
     }
     sidebar.active = id;
@@ -86,7 +90,7 @@ export class Visits {
         if (last) picker.prefer(last);
         settings.show(conversation.settings);
       }
-      if (afresh) this.#options.focus();
+      if (afresh) afterPaint().then(() => this.#options.focus()); // before, the page would be laid out twice
     } catch (error) {
       if (id === this.conversation) this.#failed(id, error);
     }
