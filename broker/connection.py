@@ -21,7 +21,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
 from broker.config import Config
-from broker.errors import RanTooLong, RedisAway, SetupError, StorageFull, WaitedTooLong, WorkerLost
+from broker.errors import FleetError, RanTooLong, RedisAway, SetupError, StorageFull, WaitedTooLong, WorkerLost
 from broker.listener import Listener
 from broker.logs import hide
 from broker.messages import pack, unpack
@@ -73,7 +73,8 @@ class Broker:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()):
+        error = None if task.cancelled() else task.exception()
+        if error and not (isinstance(error, FleetError) and error.status < 500):  # a refusal is its caller's to tell
             logger.error("work in the background failed: %r", error)
 
     async def _sweep(self) -> None:

@@ -243,4 +243,8 @@ def to_csv(models: Iterable[Model]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    formula = isinstance(value, str) and text.startswith(
+        ("=", "+", "-", "@")
+    )  # to a spreadsheet, which would compute it
+    return f"'{text}" if formula else text

@@ -50,7 +50,7 @@ class Sessions:
     async def _read(self, request: web.Request) -> tuple[str, bool]:
         secret = await self._get_secret()
         owner, _, signature = request.cookies.get(self._name(secret), "").partition(".")
-        if hmac.compare_digest(signature.encode(), self._sign(secret, owner).encode()):
+        if hmac.compare_digest(_bytes(signature), _bytes(self._sign(secret, owner))):
             return owner, True
         return secrets.token_hex(12), False
 
@@ -65,7 +65,12 @@ class Sessions:
 
     @staticmethod
     def _sign(secret: bytes, owner: str) -> str:
-        return hmac.new(secret, owner.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(secret, _bytes(owner), hashlib.sha256).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    """As they came: a header may hold bytes that are no UTF-8."""
+    return text.encode(errors="surrogateescape")
 
 
 SESSIONS = web.AppKey("sessions", Sessions)

@@ -8,7 +8,7 @@ from broker import queues
 from broker.config import Config
 from broker.connection import Broker, SentinelAddress, connect, redis_errors
 from broker.embedded import running
-from broker.errors import RedisAway, SetupError, StorageFull
+from broker.errors import RedisAway, RoundOver, SetupError, StorageFull
 from broker.tasks import beside
 from helpers import eventually, request
 
@@ -72,6 +72,19 @@ async def test_work_for_later_is_done_before_it_closes(config):
     async with Broker.open(config) as broker:
         broker.later(work())
     assert done
+
+
+async def test_what_fails_later_is_logged_unless_it_is_a_refusal(config, caplog):
+    async def fails(error: Exception) -> None:
+        raise error
+
+    async with Broker.open(config) as broker:
+        with pytest.raises(RoundOver):
+            await broker.later(fails(RoundOver()))
+        assert not caplog.messages
+        with pytest.raises(RedisAway):
+            await broker.later(fails(RedisAway()))
+        assert "RedisAway" in caplog.text
 
 
 @pytest.mark.timeout(40)

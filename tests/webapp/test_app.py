@@ -80,6 +80,19 @@ async def test_a_visitor_keeps_their_conversations_and_a_forged_cookie_is_nobody
                 assert (await response.json())["conversations"] == []
 
 
+async def test_a_cookie_of_other_bytes_is_nobody(browser, site):
+    async with browser.get("/") as response:
+        (name,) = response.cookies
+    for value in (b"\xff.x", b"x.\xff"):
+        reader, writer = await asyncio.open_connection(site.host, site.port)
+        lines = [b"GET / HTTP/1.1", b"Host: %s" % site.host.encode(), b"Cookie: %s=%s" % (name.encode(), value)]
+        writer.write(b"\r\n".join([*lines, b"Connection: close", b"", b""]))
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 200")
+        assert f"Set-Cookie: {name}=".encode() in head
+
+
 async def test_fleets_side_by_side_do_not_overwrite_each_others_cookies(browser, site, broker):
     async with browser.get("/") as response:
         (first,) = response.cookies

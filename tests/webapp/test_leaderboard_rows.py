@@ -125,3 +125,9 @@ def test_csv_has_a_line_for_each_model_and_fastchats_names():
         "Knowledge cutoff date",
     } <= set(head.split(","))
     assert line.startswith('"a, b","a, b",1,-,1000.12,990.123,1010.12,990,-,')
+
+
+def test_no_cell_of_the_csv_is_a_formula():
+    (_, line) = table.to_csv(table.ranked([model("=1+1", -3.5, licence="@sum(a1)")], False)).splitlines()
+    assert line.startswith("'=1+1,'=1+1,1,-,-3.5,")
+    assert ",'@sum(a1)," in line
