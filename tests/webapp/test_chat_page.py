@@ -428,3 +428,36 @@ async def test_thinking_is_shown_while_it_lasts(visitor, tab, broker):
     await write(3, "one.", end={"reason": "stop", "usage": {}, "timings": timings})
     await expect(thoughts.locator("summary")).to_have_text("Thought for 1 min 5 s")
     await expect(visitor.answer).to_have_text("It is one.")
+
+
+async def test_a_screen_reader_hears_sentences_not_words(visitor, tab):
+    await tab.evaluate("""() => {
+        window.heard = [];
+        const note = (changes) => heard.push(...changes.flatMap((one) => [...one.addedNodes].map((p) => p.textContent)));
+        new MutationObserver(note).observe(document.getElementById("live"), { childList: true });
+    }""")
+    said = " ".join(f"This is sentence number {i}." for i in range(1, 11))
+    await visitor.ask(f"/echo 100ms\n{said}")
+    await expect(tab.locator("#live")).to_contain_text("number 10.")
+    heard = [line for line in await tab.evaluate("heard") if line.startswith("This")]
+    assert " ".join(heard) == said, "all of it, once"
+    assert 1 < len(heard) <= 4, "as it comes, and seldom enough to be listened to"
+
+
+async def test_first_words_become_a_title_by_the_model(visitor, tab, broker):
+    """The test plays the worker."""
+    await registry.beat(broker, "w", "ready", {"models": "m", "slots": 4}, [ModelCard("m", state="ready")])
+    await visitor.open("m", "/?model=m")
+    await visitor.ask("羅馬在哪裡？")
+
+    async def write(text: str) -> None:
+        (held,) = await eventually(lambda: claim(broker))
+        frame = Frame(held.request_id, 0, 1, text, end={"reason": "stop", "usage": {}})
+        await streams.append(broker, [Written(held.request_id, held.token, 0, frame.encode(), last=True)])
+
+    await write("在義大利。")
+    title = tab.locator("#conversations .side-title")
+    await expect(title).to_have_text(["羅馬在哪裡？"])
+    await write("《羅馬之旅》")
+    await expect(title).to_have_text(["羅馬之旅"])
+    await expect(tab).to_have_title(re.compile("羅馬之旅"))
