@@ -8,6 +8,7 @@ translated there.
     python -m webapp.languages      # after a sentence was added or changed: takes it into the catalogues
 """
 
+import ast
 import io
 import json
 import re
@@ -27,6 +28,15 @@ from broker.features import CATEGORIES, LEAK
 
 COOKIE = "language"
 CALL = re.compile(r'\b(?:t|n)\(\s*("(?:[^"\\]|\\.)*")(?:,\s*("(?:[^"\\]|\\.)*"))?')  # t("...") and n("...", "...")
+
+SPEAKERS = tuple(
+    f"{folder}/{name}.py"
+    for folder, names in {
+        "broker": "arena conversations registry shares shelf streams threads",
+        "webapp": "arena chat",
+    }.items()
+    for name in names.split()
+)  # modules whose errors a page shows, with sentences of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,9 @@ def extract() -> Catalog:
                 catalog.add((one, many) if many else one, locations=[(f"webapp/static/{node.name}", 1)])
     for kind in _errors(FleetError):
         catalog.add(kind.sentence, locations=[("broker/errors.py", 1)])
+    for path in SPEAKERS:
+        for sentence in _raised(path):
+            catalog.add(sentence, locations=[(path, 1)])
     for sentence in (LEAK, *(text for one in CATEGORIES for text in (one.title, one.rule))):
         catalog.add(sentence, locations=[("broker/features.py", 1)])
     return catalog
@@ -182,7 +195,10 @@ def _accepted(header: str) -> list[str]:
 def _script(catalog: Catalog) -> bytes:
     said: dict[str, Any] = {}
     for message in catalog:
-        if any(path.endswith(".js") for path, _ in message.locations) or message.id in _sentences().values():
+        if (
+            any(path.endswith(".js") or path in SPEAKERS for path, _ in message.locations)
+            or message.id in _sentences().values()
+        ):
             said |= _entry(message)
     codes = {f"@{code}": said[sentence] for code, sentence in _sentences().items() if sentence in said}
     return f"globalThis.catalogue = {json.dumps(said | codes, ensure_ascii=False)};\n".encode()
@@ -199,6 +215,16 @@ def _entry(message: Message) -> dict[str, Any]:
 def _sentences() -> dict[str, str]:
     """The sentence of each error by its code; where several have one code, the root's."""
     return {kind.code: kind.sentence for kind in reversed(list(_errors(FleetError)))}
+
+
+def _raised(path: str) -> Iterator[str]:
+    """The sentences with which a module makes errors, but for those that have values in them."""
+    folder, _, name = path.partition("/")
+    kinds = {kind.__name__ for kind in _errors(FleetError)}
+    for node in ast.walk(ast.parse((files(folder) / name).read_text(encoding="utf-8"))):
+        match node:
+            case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(sentence)), *_]) if kind in kinds:
+                yield sentence
 
 
 def _errors(kind: type[FleetError]) -> Iterator[type[FleetError]]:
