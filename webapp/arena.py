@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from broker import arena, chat, conversations, keys, moderation, queues, registry, shares
+from broker import arena, chat, conversations, keys, leaderboard, moderation, queues, registry, shares
 from broker.arena import SIDES, Battle, Started, Voter
 from broker.connection import Broker, redis_errors
 from broker.errors import (
@@ -95,7 +95,7 @@ class Arena:
         names = sorted(m.card.name for m in states if m.state == "ready" and m.card.kind == "chat")
         if time.monotonic() - self._read >= TABLE_SECONDS:
             async with redis_errors():
-                self._table = await self._broker.redis.hget(keys.BOARDS, "pairs") or b""
+                self._table = await self._broker.redis.hget(keys.BOARDS, leaderboard.PAIRS) or b""
             self._read = time.monotonic()
         made_of = (names, self._table)
         if self._odds is None or self._odds[0] != made_of:
