@@ -75,9 +75,11 @@ class Arena:
         if not hmac.compare_digest((await self.token(owner)).encode(), token.encode()):
             raise Forbidden("Reload the page: this one is not, or no longer, from here.")
 
-    async def inspect(self, *texts: str) -> None:
-        """Raises TextRefused or TextUnchecked where moderation does not let pass what somebody wrote."""
-        verdict = await moderation.check(self._broker, self.rules, texts)
+    async def inspect(self, settings: Settings, *texts: str) -> None:
+        """Raises PromptTooLarge, TextRefused or TextUnchecked where something that somebody wrote may not be asked."""
+        system = settings.system or ""
+        arena.check_length(self.rules, system, "system prompt")
+        verdict = await moderation.check(self._broker, self.rules, [*texts, system])
         if verdict.flagged:
             raise TextUnchecked if verdict.failed else TextRefused
 
@@ -127,7 +129,6 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
     await socket.arena.check(socket.owner, message.token)
     broker, rules = socket.broker, socket.arena.rules
     arena.check(rules, message.text)
-    await socket.arena.inspect(message.text, message.settings.system or "")
     known: dict[str, Any] = {"battle_id": message.battle}
     if message.battle:
         before = await _going_on(socket, message)
@@ -139,6 +140,7 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
     else:
         kind, (models, probability), histories = message.kind, await _pair(socket, message), [(), ()]
         known |= {"kind": kind, "models": models, "probability": probability}
+    await socket.arena.inspect(message.settings, message.text)
     started = await arena.begin(broker, rules, socket.owner, message.text, **known)
     said = [(*history, Message("user", message.text)) for history in histories]
     await _Turn(socket, message, kind, models, started).play(said)
@@ -147,8 +149,8 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
 async def again(socket: "Socket", message: BattleAgain) -> None:
     """The last question, answered again by both."""
     await socket.arena.check(socket.owner, message.token)
-    await socket.arena.inspect(message.settings.system or "")
     await _going_on(socket, message)
+    await socket.arena.inspect(message.settings)
     started = await arena.again(socket.broker, socket.arena.rules, socket.owner, message.battle)
     before = await arena.load(socket.broker, message.battle, socket.owner)
     question = Message("user", before.turns[started.turn].text)
