@@ -118,7 +118,14 @@ def address_of(request: web.Request, proxies: int) -> str:
     if not proxies:
         return request.remote or ""
     seen = [one.strip() for one in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",") if one.strip()]
-    return seen[-proxies] if len(seen) >= proxies else request.remote or ""
+    return _without_port(seen[-proxies]) if len(seen) >= proxies else request.remote or ""
+
+
+def _without_port(address: str) -> str:
+    """Some proxies write one, and another for each connection."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address
 
 
 # ---- Over the websocket ----
