@@ -180,9 +180,14 @@ def check(rules: Rules, text: str) -> None:
     """Raises BadRequest or PromptTooLarge when it is no question that a battle takes."""
     if not text.strip():
         raise BadRequest("The message is empty. Write something and send it again.", param="text")
+    check_length(rules, text)
+
+
+def check_length(rules: Rules, text: str, what: str = "message") -> None:
+    """Raises PromptTooLarge when it is more than is asked, and checked, in a battle."""
     if len(text) > rules.battle.characters:
         raise PromptTooLarge(
-            f"The message has {len(text)} characters, and a battle takes {rules.battle.characters}. Shorten it."
+            f"The {what} has {len(text)} characters, and a battle takes {rules.battle.characters}. Shorten it."
         )
 
 

@@ -65,11 +65,6 @@ class Odds:
         return a, b, self.probabilities[at]
 
 
-def draw(models: Sequence[str], rules: Rules, table: Mapping[str, Any] | None, rng: Random) -> tuple[str, str, float]:
-    """One pair; for the arguments see `Odds.of`, for what comes out `Odds.draw`."""
-    return Odds.of(models, rules, table).draw(rng)
-
-
 def _weight(model: str, sampling: Sampling) -> float:
     """How often a model is drawn, beside others; 0: never. What is over would only be lost in the sum."""
     if matches(model, sampling.outages):

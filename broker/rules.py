@@ -42,7 +42,7 @@ class Battle(Table):
 
     paced: bool = True  # both sides appear at one speed, so that speed gives nothing away
     turns: Annotated[int, Field(ge=1)] = 50
-    characters: Annotated[int, Field(ge=1)] = 30_000  # of one message
+    characters: Annotated[int, Field(ge=1)] = 30_000  # of one message, and of a system prompt
 
 
 class Votes(Table):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from broker import arena, chat, conversations, keys, moderation, queues, registry, shares
+from broker import arena, chat, conversations, keys, leaderboard, moderation, queues, registry, shares
 from broker.arena import SIDES, Battle, Started, Voter
 from broker.connection import Broker, redis_errors
 from broker.errors import (
@@ -75,9 +75,11 @@ class Arena:
         if not hmac.compare_digest((await self.token(owner)).encode(), token.encode()):
             raise Forbidden("Reload the page: this one is not, or no longer, from here.")
 
-    async def inspect(self, *texts: str) -> None:
-        """Raises TextRefused or TextUnchecked where moderation does not let pass what somebody wrote."""
-        verdict = await moderation.check(self._broker, self.rules, texts)
+    async def inspect(self, settings: Settings, *texts: str) -> None:
+        """Raises PromptTooLarge, TextRefused or TextUnchecked where something that somebody wrote may not be asked."""
+        system = settings.system or ""
+        arena.check_length(self.rules, system, "system prompt")
+        verdict = await moderation.check(self._broker, self.rules, [*texts, system])
         if verdict.flagged:
             raise TextUnchecked if verdict.failed else TextRefused
 
@@ -95,7 +97,7 @@ class Arena:
         names = sorted(m.card.name for m in states if m.state == "ready" and m.card.kind == "chat")
         if time.monotonic() - self._read >= TABLE_SECONDS:
             async with redis_errors():
-                self._table = await self._broker.redis.hget(keys.BOARDS, "pairs") or b""
+                self._table = await self._broker.redis.hget(keys.BOARDS, leaderboard.PAIRS) or b""
             self._read = time.monotonic()
         made_of = (names, self._table)
         if self._odds is None or self._odds[0] != made_of:
@@ -116,7 +118,14 @@ def address_of(request: web.Request, proxies: int) -> str:
     if not proxies:
         return request.remote or ""
     seen = [one.strip() for one in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",") if one.strip()]
-    return seen[-proxies] if len(seen) >= proxies else request.remote or ""
+    return _without_port(seen[-proxies]) if len(seen) >= proxies else request.remote or ""
+
+
+def _without_port(address: str) -> str:
+    """Some proxies write one, and another for each connection."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address
 
 
 # ---- Over the websocket ----
@@ -127,7 +136,6 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
     await socket.arena.check(socket.owner, message.token)
     broker, rules = socket.broker, socket.arena.rules
     arena.check(rules, message.text)
-    await socket.arena.inspect(message.text, message.settings.system or "")
     known: dict[str, Any] = {"battle_id": message.battle}
     if message.battle:
         before = await _going_on(socket, message)
@@ -139,6 +147,7 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
     else:
         kind, (models, probability), histories = message.kind, await _pair(socket, message), [(), ()]
         known |= {"kind": kind, "models": models, "probability": probability}
+    await socket.arena.inspect(message.settings, message.text)
     started = await arena.begin(broker, rules, socket.owner, message.text, **known)
     said = [(*history, Message("user", message.text)) for history in histories]
     await _Turn(socket, message, kind, models, started).play(said)
@@ -147,8 +156,8 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
 async def again(socket: "Socket", message: BattleAgain) -> None:
     """The last question, answered again by both."""
     await socket.arena.check(socket.owner, message.token)
-    await socket.arena.inspect(message.settings.system or "")
     await _going_on(socket, message)
+    await socket.arena.inspect(message.settings)
     started = await arena.again(socket.broker, socket.arena.rules, socket.owner, message.battle)
     before = await arena.load(socket.broker, message.battle, socket.owner)
     question = Message("user", before.turns[started.turn].text)

@@ -6,20 +6,17 @@
 local id, owner, text, a, b = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local most, checked, kind = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8]
 local battle, at = K.battle(id), now_ms()
-local STARTING_MS = 5000  -- between a turn's beginning and its second request
 
 if kind and redis.call('EXISTS', battle) == 0 then
   redis.call('HSET', battle, 'owner', owner, 'kind', kind, 'a', ARGV[9], 'b', ARGV[10], 'p', ARGV[11], 'created', at,
     'state', 'open', 'revealed', kind == 'named' and 1 or 0, 'turns', 0, 'revision', 0)
 end
-local r = {}
-local flat = redis.call('HGETALL', battle)
-for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+local r = load_hash(battle)
 if r.owner ~= owner then return {-1} end
 local named = r.kind == 'named'
 if r.state == 'void' or not named and (r.state ~= 'open' or r.revealed == '1') then return {-2} end
 local turn = tonumber(r.turns)
-if turn > 0 and battle_under_way(r, turn - 1, at, STARTING_MS) then return {-3} end
+if turn > 0 and battle_under_way(r, turn - 1, at) then return {-3} end
 if text == '' then
   if turn == 0 then return {-5} end
   turn = turn - 1

@@ -1,6 +1,7 @@
 -- What the scripts share: the clock, reading a request, putting it back, ending it.
 
 local BATTLE_MS = 86400000  -- a round of the arena is there this long after its last change
+local STARTING_MS = 5000  -- between the beginning of a battle's turn and its second request
 local AFTER_MS = 120000  -- what belongs to a request is readable this long after its last frame
 
 local function now_ms()
@@ -34,11 +35,17 @@ local function never_heard(r, epoch, at)
   return math.max(epoch, at - tonumber(r.created))
 end
 
+-- A hash's fields. Empty if there is none, or something else.
+local function load_hash(key)
+  local flat, r = redis.pcall('HGETALL', key), {}
+  for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+  return r
+end
+
 -- A request's fields. Empty if there is none, or if it is not of the shape that `enqueue` and `claim` give it: nobody can
 -- work with that, and one such hash must not stop a queue, or the sweep of all queues.
 local function load_request(id)
-  local flat, r = redis.pcall('HGETALL', K.request(id)), {}
-  for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+  local r = load_hash(K.request(id))
   for _, name in ipairs(TEXTS) do
     if not r[name] then return {} end
   end
@@ -161,7 +168,7 @@ local function save_answer(id, r, last, at)
 end
 
 -- Whether answers of a battle's turn (its fields are `r`) are being written, or about to be.
-local function battle_under_way(r, turn, at, starting_ms)
+local function battle_under_way(r, turn, at)
   local begun = 0
   for _, side in ipairs({'a', 'b'}) do
     local id = r['run:' .. side .. ':' .. turn]
@@ -171,7 +178,7 @@ local function battle_under_way(r, turn, at, starting_ms)
       if not state then begun = tonumber(r.began or 0) end
     end
   end
-  return at - begun < starting_ms
+  return at - begun < STARTING_MS
 end
 
 -- The finished answer of one side of a battle. An error ends the round: nobody can compare with what did not come.

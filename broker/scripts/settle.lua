@@ -7,8 +7,7 @@ run_when_full()
 local id, owner, winner, revision, said = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local limits, DAY_MS = tonumber(ARGV[6]), 86400000
 local battle, at, done = K.battle(id), now_ms(), {stop = true, length = true, tool_calls = true, content_filter = true}
-local r, flat = {}, redis.call('HGETALL', battle)
-for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+local r = load_hash(battle)
 if r.owner ~= owner then return {-1} end
 if r.state == 'void' then return {-2} end
 if r.state == 'voted' then return {-3} end

@@ -6,7 +6,6 @@ from random import Random
 
 import pytest
 
-from broker import pairing
 from broker.errors import TooFewModels
 from broker.pairing import UNSEEN, Odds
 from broker.rules import Rules
@@ -124,8 +123,8 @@ def test_where_no_two_may_meet_it_says_so(models, sampling):
 
 def test_models_come_and_go_between_two_draws():
     rng, table = Random(1), flat(10, 1.0)
-    assert {*pairing.draw(["m0", "m1"], Rules(), table, rng)[:2]} == {"m0", "m1"}
-    a, b, p = pairing.draw(["m0", "new"], Rules(), table, rng)
+    assert {*Odds.of(["m0", "m1"], Rules(), table).draw(rng)[:2]} == {"m0", "m1"}
+    a, b, p = Odds.of(["m0", "new"], Rules(), table).draw(rng)
     assert {a, b, p} == {"m0", "new", 1.0}
 
 

@@ -204,6 +204,7 @@ async def test_named_models_side_by_side_say_all_and_their_votes_are_apart(site,
         ({"text": "hi", "kind": "named", "models": [NAMES[0], "nobody"]}, "model_not_found"),
         ({"text": "  "}, "bad_request"),
         ({"text": "x" * 30_001}, "prompt_too_large"),
+        ({"text": "hi", "kind": "named", "models": NAMES, "settings": {"system": "x" * 30_001}}, "prompt_too_large"),
         ({"text": "hi", "battle": "0" * 26}, "battle_not_found"),
         ({"text": "hi", "token": "0" * 64}, "forbidden"),
     ],
@@ -306,6 +307,9 @@ def test_an_address_is_what_the_outermost_proxy_has_seen():
     request = make_mocked_request("POST", "/", headers={"X-Forwarded-For": "6.6.6.6, 1.2.3.4, 10.0.0.1"})
     request = request.clone(remote="10.0.0.2")
     assert [address_of(request, n) for n in range(5)] == ["10.0.0.2", "10.0.0.1", "1.2.3.4", "6.6.6.6", "10.0.0.2"]
+    for written, address in [("1.2.3.4:5678", "1.2.3.4"), ("[2001:db8::1]:443", "2001:db8::1"), ("2001:db8::1",) * 2]:
+        request = make_mocked_request("POST", "/", headers={"X-Forwarded-For": written})
+        assert address_of(request, 1) == address
 
 
 async def test_both_sides_are_shown_at_one_speed(anna):
