@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from broker import chat, metrics
 from broker.connection import Broker, redis_errors
-from broker.errors import BadRequest, FleetError
+from broker.errors import BadRequest, FleetError, ShareUsed
 from broker.messages import JobRequest
 from broker.rules import Rules
 
@@ -44,12 +44,16 @@ class Verdict:
     failed: bool = False  # the check could not be made; `flagged` is as the rules have it then
 
 
-async def check(broker: Broker, rules: Rules, texts: Sequence[str]) -> Verdict:
-    """The verdict on texts, of which empty ones are passed over. Takes SECONDS at most."""
+async def check(broker: Broker, rules: Rules, texts: Sequence[str], owner: str = "") -> Verdict:
+    """The verdict on texts, of which empty ones are passed over. Takes SECONDS at most.
+
+    Raises:
+        ShareUsed: this owner has as many requests under way as may be, and the texts are theirs to send later.
+    """
     texts = [text for text in texts if text.strip()]
     if not (rules.moderation.on and texts):
         return Verdict(False)
-    verdict = await _verdict(broker, rules, texts)
+    verdict = await _verdict(broker, rules, ModerationRequest(texts, owner=owner))
     result = "failed" if verdict.failed else "flagged" if verdict.flagged else "passed"
     metrics.MODERATED.labels(result).inc()
     if verdict.failed:
@@ -59,12 +63,14 @@ async def check(broker: Broker, rules: Rules, texts: Sequence[str]) -> Verdict:
     return verdict
 
 
-async def _verdict(broker: Broker, rules: Rules, texts: Sequence[str]) -> Verdict:
+async def _verdict(broker: Broker, rules: Rules, request: ModerationRequest) -> Verdict:
     try:
         async with asyncio.timeout(SECONDS), redis_errors():
-            why = (await chat.job(broker, ModerationRequest(texts)))["why"]
+            why = (await chat.job(broker, request))["why"]
     except TimeoutError:
         failure = f"it took longer than {SECONDS:g} s"
+    except ShareUsed:
+        raise  # so that nobody can keep the checks from others
     except FleetError as error:
         failure = error.code  # not its sentence, which may quote a text
     else:

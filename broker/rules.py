@@ -69,6 +69,7 @@ class Ratings(Table):
     deprecated: list[str] = Field(default_factory=list)  # shown only when asked for
     table: Path | None = None  # FastChat's leaderboard table (CSV): MT-bench, MMLU, organisation, licence, cutoff
     trusted: list[str] = Field(default_factory=list)  # voters who are not set aside, as the leaderboard lists them
+    reweight: bool = False  # a vote counts by 1/p, so that pairs that were drawn seldom say as much as others
     preliminary: Count = 30  # with fewer votes a model's rank is marked as such
 
 

@@ -20,6 +20,8 @@ from broker import arena, chat, conversations, keys, leaderboard, moderation, qu
 from broker.arena import SIDES, Battle, Started, Voter
 from broker.connection import Broker, redis_errors
 from broker.errors import (
+    AnswerRefused,
+    AnswerUnchecked,
     BadRequest,
     BoutRefused,
     FleetError,
@@ -75,11 +77,11 @@ class Arena:
         if not hmac.compare_digest((await self.token(owner)).encode(), token.encode()):
             raise Forbidden("Reload the page: this one is not, or no longer, from here.")
 
-    async def inspect(self, settings: Settings, *texts: str) -> None:
-        """Raises PromptTooLarge, TextRefused or TextUnchecked where something that somebody wrote may not be asked."""
+    async def inspect(self, owner: str, settings: Settings, *texts: str) -> None:
+        """Raises PromptTooLarge, TextRefused, TextUnchecked or ShareUsed where what somebody wrote may not be asked now."""
         system = settings.system or ""
         arena.check_length(self.rules, system, "system prompt")
-        verdict = await moderation.check(self._broker, self.rules, [*texts, system])
+        verdict = await moderation.check(self._broker, self.rules, [*texts, system], owner)
         if verdict.flagged:
             raise TextUnchecked if verdict.failed else TextRefused
 
@@ -147,7 +149,7 @@ async def battle(socket: "Socket", message: protocol.Battle) -> None:
     else:
         kind, (models, probability), histories = message.kind, await _pair(socket, message), [(), ()]
         known |= {"kind": kind, "models": models, "probability": probability}
-    await socket.arena.inspect(message.settings, message.text)
+    await socket.arena.inspect(socket.owner, message.settings, message.text)
     started = await arena.begin(broker, rules, socket.owner, message.text, **known)
     said = [(*history, Message("user", message.text)) for history in histories]
     await _Turn(socket, message, kind, models, started).play(said)
@@ -157,9 +159,13 @@ async def again(socket: "Socket", message: BattleAgain) -> None:
     """The last question, answered again by both."""
     await socket.arena.check(socket.owner, message.token)
     await _going_on(socket, message)
-    await socket.arena.inspect(message.settings)
+    await socket.arena.inspect(socket.owner, message.settings)
     started = await arena.again(socket.broker, socket.arena.rules, socket.owner, message.battle)
-    before = await arena.load(socket.broker, message.battle, socket.owner)
+    try:
+        before = await arena.load(socket.broker, message.battle, socket.owner)
+    except BaseException:
+        socket.broker.later(arena.withdraw(socket.broker, started, socket.owner))
+        raise
     question = Message("user", before.turns[started.turn].text)
     said = [(*before.history(side, started.turn), question) for side in SIDES]
     await _Turn(socket, message, before.kind, before.models, started).play(said)
@@ -232,7 +238,8 @@ class _Turn:
             try:
                 await self._show(readers)
             except FleetError as failure:
-                await arena.void(broker, self._started.battle_id, owner, str(failure))
+                if not isinstance(failure, (AnswerRefused, AnswerUnchecked)):  # those have voided it if it is still so
+                    await arena.void(broker, self._started.battle_id, owner, str(failure))
                 await self._send("void", message=str(failure))
         found = await arena.load(broker, self._started.battle_id, owner)
         await self._send("bout-end", vote=found.votable)

@@ -27,6 +27,7 @@ TYPES = {
     "b": np.int32,
     "voter": np.int32,  # 0: not known
     "at": np.int64,  # milliseconds since 1970
+    "p": np.float32,  # the probability with which the pair was drawn; 0: it was not
     "categories": np.int32,  # a number of `Ballots.sets`
 }
 STYLES = 8  # of a, then of b: length, headers, lists, bold
@@ -49,6 +50,7 @@ class View:
     b: NDArray[np.int32]
     voter: NDArray[np.int32]
     at: NDArray[np.int64]
+    p: NDArray[np.float32]
     categories: NDArray[np.int32]
     styles: NDArray[np.uint16]
     names: Sequence[str]  # of models
@@ -137,16 +139,19 @@ class Ballots:
 
     def _read(
         self, entries: Sequence[dict[bytes, bytes]], labels: Mapping[str, Sequence[str] | None]
-    ) -> tuple[list[str], dict[str, list[int]], NDArray[np.uint16]]:
+    ) -> tuple[list[str], dict[str, Sequence[float]], NDArray[np.uint16]]:
         names, voters, sets = self.names, self.voters, self.sets
         kinds = {kind.encode(): i for i, kind in enumerate(KINDS)}
         battles = [e[b"battle"].decode() for e in entries]
-        columns: dict[str, list[int]] = {
+        columns: dict[str, Sequence[float]] = {
             "kind": [kinds[e[b"kind"]] for e in entries],
             "outcome": [OUTCOMES[e[b"winner"]] for e in entries],
             "leak": [e.get(b"leak") == b"1" for e in entries],
             "at": [int(e[b"at"]) for e in entries],
+            "p": [float(e.get(b"p") or 0) for e in entries],
         }
+        if not all(0 <= p <= 1 for p in columns["p"]):
+            raise ValueError("no probability")
         if columns["at"] and not 0 <= min(columns["at"]) <= max(columns["at"]) < END_MS:
             raise ValueError("no time")
         numbers = b" ".join(e[key] for e in entries for key in (b"style_a", b"style_b")).split()
@@ -164,7 +169,7 @@ class Ballots:
         """A vote's categories by its own word and, if a judge has spoken, by that."""
         return tuple(sorted({*written} if said is None else {*written} - self.judged | {*said}))
 
-    def _append(self, columns: dict[str, list[int]], styles: NDArray[np.uint16]) -> None:
+    def _append(self, columns: dict[str, Sequence[float]], styles: NDArray[np.uint16]) -> None:
         end = self.size + len(styles)
         if end > len(self._styles):
             room = end + end // 4

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from broker.errors import SetupError
-from broker.leaderboard import ALL, Board, BoardRequest
+from broker.leaderboard import ALL, BESIDE, Board, BoardRequest
 from broker.messages import ModelCard
 from broker.rules import Rules, matches
 from workers.ballots import BLIND, DAY_MS, LATE, NAMED, Mask, View
@@ -101,6 +101,8 @@ class Boards:
             counted = self.counted(view, named)
             counts = {ALL: int(np.count_nonzero(counted.mask))} | view.counts(counted.mask)
             for category, count in counts.items():
+                if ":" in category or category in BESIDE:
+                    continue  # its boards would lie where other things do
                 for controlled in (False, True):
                     request = BoardRequest(category=category, style=controlled, named=named)
                     found[request] = (*_of(view, counted, category), count)
@@ -111,7 +113,7 @@ class Boards:
         generation, suspects = self._known_suspects(view, named)
         eligible = self._eligible(view, named)
         share = self._share(view, named)
-        of_suspects = eligible & share & np.isin(view.voter, [int(one.voter) for one in suspects])
+        of_suspects = eligible & share & voters.aside(view.voter, suspects)
         return Counted(
             (view.reading, generation),
             eligible & share & ~of_suspects,
@@ -136,9 +138,10 @@ class Boards:
         counted = self.counted(view, request.named)
         mask = counted.mask if request.category == ALL else counted.mask & view.within(request.category)
         mask = _between(view, mask, request.since, request.until)
-        tally = self._tally(view, request, _of(view, counted, request.category), mask, keep)
+        weights = bradley_terry.inverse(view.p[mask]) if self._rules.ratings.reweight else None
+        tally = self._tally(view, request, _of(view, counted, request.category), mask, weights, keep)
         plain = self._plain(view, tally)
-        fit = self._controlled(view, tally, mask) if request.style else plain
+        fit = self._controlled(view, tally, mask, weights) if request.style else plain
         shown = np.flatnonzero(tally.cells.games().any(axis=1))
         boot = None if request.style or not len(shown) else self._bootstrap(view, tally, plain)
         rows = _rows(view.names, shown, fit, boot, tally)
@@ -160,7 +163,7 @@ class Boards:
             "method": "style" if request.style else "bradley-terry",
             "models": rows,
             "heat": _heat(view.names, [view.names.index(row["name"]) for row in rows[:BEST]], tally.cells),
-            "history": self._history(view, mask, tally, plain, shown),
+            "history": self._history(view, mask, weights, tally, plain, shown),
             "style_coefficients": _coefficients(fit),
             "aside": _aside(counted, people),
             "categories": [{"name": ALL, "votes": int(np.count_nonzero(counted.mask))}]
@@ -201,15 +204,26 @@ class Boards:
             self._within[named] = view.reading, known
         return known[: len(view)]
 
-    def _tally(self, view: View, request: BoardRequest, of: tuple[int, ...], mask: Mask, keep: bool) -> Tally:
-        """A board's votes so far, with those that are new."""
+    def _tally(
+        self,
+        view: View,
+        request: BoardRequest,
+        of: tuple[int, ...],
+        mask: Mask,
+        weights: Floats | None,
+        keep: bool,
+    ) -> Tally:
+        """A board's votes so far, with those that are new. Weights are beside the mean, so with them all are counted anew."""
         tally = self._tallies.get(request.field) if keep else None
         if tally is None or tally.of != of:
             tally = Tally(of)
         n = len(view.names)
         fresh = tally.rows + np.flatnonzero(mask[tally.rows :])
         a, b, outcome = view.a[fresh], view.b[fresh], view.outcome[fresh]
-        tally.cells = tally.cells.widened(n) + Cells.of(a, b, outcome, n)
+        if weights is None:
+            tally.cells = tally.cells.widened(n) + Cells.of(a, b, outcome, n)
+        else:
+            tally.cells = Cells.of(view.a[mask], view.b[mask], view.outcome[mask], n, weights)
         tally.elo.widen(n)
         tally.elo.add(a, b, outcome)
         tally.rows, tally.votes = len(view), tally.votes + len(fresh)
@@ -228,10 +242,11 @@ class Boards:
         tally.strengths = fit.strengths
         return fit
 
-    def _controlled(self, view: View, tally: Tally, mask: Mask) -> StyleFit:
+    def _controlled(self, view: View, tally: Tally, mask: Mask, weights: Floats | None) -> StyleFit:
         a, b, outcome = (column[mask] for column in (view.a, view.b, view.outcome))
         left, right = np.hsplit(view.styles[mask], 2)
-        fit = style.fit(a, b, outcome, left, right, len(view.names), start=tally.style, anchor=self._anchor(view))
+        n, anchor = len(view.names), self._anchor(view)
+        fit = style.fit(a, b, outcome, left, right, n, start=tally.style, anchor=anchor, weights=weights)
         tally.style = fit
         return fit
 
@@ -244,7 +259,9 @@ class Boards:
             tally.bootstrap = tally.votes, (below, above)
         return fit.scores + below, fit.scores + above
 
-    def _history(self, view: View, mask: Mask, tally: Tally, fit: Fit, shown: Ints) -> Mapping[str, Any]:
+    def _history(
+        self, view: View, mask: Mask, weights: Floats | None, tally: Tally, fit: Fit, shown: Ints
+    ) -> Mapping[str, Any]:
         """Scores as they would have been, at the ends of some days up to that of the latest vote."""
         days = view.at[mask] // DAY_MS
         if not len(days):
@@ -254,20 +271,23 @@ class Boards:
         until = np.cumsum(np.bincount(place, minlength=len(grid)))
         known = [tally.history.get(day) for day in grid[:-1]]
         if any(one is None or one[0] != votes for one, votes in zip(known, until, strict=False)):
-            self._look_back(view, mask, tally, grid, place, until)
+            self._look_back(view, mask, weights, tally, grid, place, until)
         points = [*(tally.history[day][1] for day in grid[:-1]), fit.scores]
         return {
             "dates": [date.fromordinal(EPOCH + day).isoformat() for day in grid],
             "scores": {view.names[i]: [_point(point, i) for point in points] for i in shown},
         }
 
-    def _look_back(self, view: View, mask: Mask, tally: Tally, grid: list[int], place: Any, until: Ints) -> None:
+    def _look_back(
+        self, view: View, mask: Mask, weights: Floats | None, tally: Tally, grid: list[int], place: Any, until: Ints
+    ) -> None:
         n, start, cells = len(view.names), None, Cells.of([], [], [], len(view.names))
         order = np.argsort(place, kind="stable")
-        a, b, outcome = (column[mask][order] for column in (view.a, view.b, view.outcome))
+        columns = [column[mask][order] for column in (view.a, view.b, view.outcome)]
         tally.history.clear()
         for day, begin, end in zip(grid[:-1], [0, *until], until, strict=False):
-            cells = cells + Cells.of(a[begin:end], b[begin:end], outcome[begin:end], n)
+            a, b, outcome = (column[begin:end] for column in columns)
+            cells = cells + Cells.of(a, b, outcome, n, None if weights is None else weights[order][begin:end])
             then = bradley_terry.fit(cells, start=start, anchor=self._anchor(view))
             start = then.strengths
             tally.history[day] = int(end), np.where(cells.games().any(axis=1), then.scores, np.nan)
@@ -323,7 +343,8 @@ def _rows(
     names: Sequence[str], shown: Ints, fit: Fit, boot: tuple[Floats, Floats] | None, tally: Tally
 ) -> list[dict[str, Any]]:
     """What the votes say of each model."""
-    counts, wins, games = tally.cells.counts, tally.cells.wins(), tally.cells.games()
+    cells = tally.cells.unweighted()
+    counts, wins, games = cells.counts, cells.wins(), cells.games()
     votes = games.sum(axis=1)
     won = counts[:, :, A].sum(axis=1) + counts[:, :, B].sum(axis=0)
     lost = counts[:, :, B].sum(axis=1) + counts[:, :, A].sum(axis=0)
@@ -352,7 +373,7 @@ def _rows(
 
 
 def _heat(names: Sequence[str], best: Sequence[int], cells: Cells) -> dict[str, Any]:
-    wins, games = (matrix[np.ix_(best, best)] for matrix in (cells.wins(), cells.games()))
+    wins, games = (matrix[np.ix_(best, best)] for matrix in (cells.unweighted().wins(), cells.games()))
     share = [
         [_round(won / met, 4) if met else None for won, met in zip(*rows, strict=True)]
         for rows in zip(wins, games, strict=True)

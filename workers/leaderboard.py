@@ -136,11 +136,11 @@ class Leaderboard:
     async def _first(self) -> None:
         """The boards that most people see, after every vote, and now and then the table for drawing pairs."""
         await self._read.wait()
-        models, drawn = -1, 0.0  # that the last table has, and when it was made
+        models, drawn, pairs = -1, 0.0, True  # that the last table has, when it was made, and whether it has all votes
         while True:
-            await self._news.wait()
+            await happens(self._news, None if pairs else drawn + PAIRS_SECONDS - time.monotonic())
             self._news.clear()
-            pairs = len(self._ballots.names) != models or time.monotonic() - drawn > PAIRS_SECONDS
+            pairs = len(self._ballots.names) != models or time.monotonic() - drawn >= PAIRS_SECONDS
             if pairs:
                 models, drawn = len(self._ballots.names), time.monotonic()
             await self._publish(FIRST, pairs=pairs)

@@ -334,3 +334,31 @@ def test_pairs_say_where_a_vote_would_tell_most(league):
     of = {frozenset(pair): p for pair, p in zip(odds.pairs, odds.probabilities, strict=True)}
     assert sum(of.values()) == pytest.approx(1)
     assert of[frozenset("xy")] < of[frozenset("xz")] < of[frozenset(("x", "new"))]
+
+
+def test_votes_on_pairs_that_are_drawn_seldom_count_more_if_asked_for():
+    """Three pairs whose votes say the same of each as in a league that had them all equally often."""
+    anchor = Anchor(model="x", score=1000)
+    uneven, even = (League(Rules(ratings=Ratings(anchor=anchor, reweight=yes))) for yes in (True, False))
+    for a, b, votes, p in (("x", "y", 90, 0.9), ("x", "z", 6, 0.06), ("y", "z", 3, 0.03)):
+        uneven.vote(a, b, "a" if b == "y" else "b", votes * 2 // 3, p=p)
+        uneven.vote(a, b, "b" if b == "y" else "a", votes // 3, p=p)
+        even.vote(a, b, "a" if b == "y" else "b", 22)
+        even.vote(a, b, "b" if b == "y" else "a", 11)
+    for request in (BLIND, BoardRequest(style=True)):
+        scores = [{name: row["score"] for name, row in league.rows(request).items()} for league in (uneven, even)]
+        assert scores[0] == pytest.approx(scores[1], abs=0.1)
+    rows, others = uneven.rows(), even.rows()
+    assert (rows["z"]["votes"], rows["z"]["win_rate"]) == (9, 0.6667)
+    assert rows["z"]["upper"] - rows["z"]["lower"] > 1.2 * (others["z"]["upper"] - others["z"]["lower"]), "few votes"
+    uneven.vote("x", "z", "b", 3, p=0.06)
+    grown, anew = uneven.board(), uneven.board(keep=False)
+    for volatile in ("updated", "seconds"):
+        del grown[volatile], anew[volatile]
+    assert grown["models"] == anew["models"]
+
+
+def test_a_vote_with_no_probability_is_one_that_was_not_drawn(league):
+    league.vote(p=0)
+    league.ballots.add([(b"1-0", {b"p": b"nan"})])
+    assert league.ballots.view().p.tolist() == [0]

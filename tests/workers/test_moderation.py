@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 
 from broker import chat, embedded, keys, metrics, moderation, rules
 from broker.connection import Broker
-from broker.errors import BadRequest, EngineFailed
+from broker.errors import BadRequest, EngineFailed, ShareUsed
 from broker.moderation import ModerationRequest, Verdict, check
 from broker.rules import Rules
 from fleet_process import environment
-from helpers import eventually
+from helpers import eventually, request
 from tests.workers.engine import moderation_server
 from tests.workers.engine.moderation_server import ModerationServer
 from workers.engine import remote_engine
@@ -120,6 +121,17 @@ async def test_a_jobs_worker_without_the_rules_makes_no_check(broker: Broker, wo
     arena = written(tmp_path, words(tmp_path, "bad"))
     async with worker_in(role="jobs"):
         assert await check(broker, arena, ["good"]) == Verdict(True, "unavailable", failed=True)
+
+
+async def test_who_has_their_share_under_way_waits_with_more_and_is_not_let_pass(
+    broker: Broker, worker_in: Any, started: Started, tmp_path: Path
+) -> None:
+    arena = await started(words(tmp_path, "bad"), 'fails = "open"')
+    broker.config = replace(broker.config, user_limit=1)
+    async with worker_in(model="echo"), chat.ask(broker, request("/echo 3000 20ms", model="echo", owner="anna")):
+        with pytest.raises(ShareUsed):
+            await check(broker, arena, ["bad"], "anna")
+        assert await check(broker, arena, ["bad"], "ben") == Verdict(True, "line 1 of words.txt")
 
 
 async def test_without_rules_nothing_is_asked(broker: Broker) -> None:

@@ -93,6 +93,10 @@ class Cells:
         room = [(0, n - self.n), (0, n - self.n), (0, 0)]
         return Cells(n, *(np.pad(each, room) for each in (self.counts, self.weights, self.squares)))
 
+    def unweighted(self) -> "Cells":
+        """The same votes, each counted as one."""
+        return Cells(self.n, self.counts, self.counts, self.counts)
+
     def wins(self) -> Floats:
         """Shape (n, n), weighted; [i, j] is how often i beat j, a tie is half a win for both."""
         halves = self.weights[:, :, TIE] / 2
