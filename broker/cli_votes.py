@@ -73,11 +73,14 @@ def export_votes(
         Path | None, typer.Argument(help="Where to; .gz is compressed.", show_default="standard output")
     ] = None,
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMS))] = OURS,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     data: DataOption = None,
 ) -> None:
     """Write all votes: in FastChat's log format, as its cleaned battles, as arena-rank's rows, or in ours with all there is."""
     if form not in FORMS:
         raise SetupError(f"{form} is no format of votes. There are {', '.join(FORMS)}.")
+    if file is not None and file.is_file() and not force:
+        raise SetupError(f"{file} is there already. Take another name, or --force to replace it.")
     run(_export(find_fleet(data), file, form))
 
 
@@ -212,7 +215,9 @@ def _print_board(board: dict[str, Any], deprecated: bool) -> None:
     out.print(table)
     kinds = "blind and named" if board["named"] else "blind"
     control = ", style controlled" if board["style"] else ""
-    out.print(f"[dim]{board['votes']} {kinds} votes{control}; rank: 1 + how many are surely better.[/dim]")
+    out.print(
+        f"[dim]{board['votes']} {kinds} votes{control}; rank: 1 + how many are better beyond their 95 % intervals.[/dim]"
+    )
     if aside := _aside(board["aside"]):
         out.print(f"[dim]Not counted: {aside}.[/dim]")
 

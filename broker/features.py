@@ -58,6 +58,12 @@ CATEGORIES = (
     Category("it", "Italian", "As for English, with Italian words."),
 )  # fmt: skip
 
+JUDGED = (
+    Category("hard", "Hard prompts", "A judge model says that the prompt needs several steps or much knowledge and has one right kind of answer."),
+    Category("instruction", "Following instructions", "A judge model says that the prompt sets several rules that the answer has to keep."),
+)  # fmt: skip
+"""Categories that no written rule decides, see `workers.labels`."""
+
 LEAK = "An answer says who it is: a sentence in the first person names a model or its maker."
 
 

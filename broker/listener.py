@@ -191,7 +191,7 @@ class Listener:
             except LOST as error:
                 what = "subscription lost" if self.alive else "cannot reach Redis"
                 metrics.RECONNECTS.inc(self.alive)
-                logger.warning("%s, trying again: %s", what, error or "it does not answer")
+                logger.warning("%s, trying again: %s", what, str(error) or "it does not answer")
             finally:
                 self._connection, self.alive = None, False
                 for channel in self._channels.values():

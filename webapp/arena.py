@@ -10,7 +10,7 @@ import hmac
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from broker.errors import (
     StorageFull,
     TextRefused,
     TextUnchecked,
+    TooFewModels,
     from_map,
 )
 from broker.messages import ChatRequest, Frame, Message, ModelCard, pack, unpack
@@ -89,14 +90,18 @@ class Arena:
         """Who votes by this request."""
         return Voter.of(await self._sessions.key(VOTERS), owner, address_of(request, self.rules.votes.proxies))
 
+    async def ready(self) -> list[str]:
+        """The names of the models that can be drawn now."""
+        states = await registry.models(self._broker)
+        return sorted(m.card.name for m in states if m.state == "ready" and m.card.kind == "chat")
+
     async def draw(self) -> tuple[str, str, float]:
         """Two of the models that are ready, and the probability that they had.
 
         Raises:
             TooFewModels
         """
-        states = await registry.models(self._broker)
-        names = sorted(m.card.name for m in states if m.state == "ready" and m.card.kind == "chat")
+        names = await self.ready()
         if time.monotonic() - self._read >= TABLE_SECONDS:
             async with redis_errors():
                 self._table = await self._broker.redis.hget(keys.BOARDS, leaderboard.PAIRS) or b""
@@ -385,10 +390,19 @@ async def page(request: web.Request) -> web.Response:
     owner = await request.app[SESSIONS].remember(request, response)
     token = await request.app[ARENA].token(owner)
     limits = {"characters": rules.characters, "most_turns": rules.turns}
-    shown = render(request, "arena.html", title="FleetChat", kind=kind, token=token, **limits)
+    few = await _few(request.app[ARENA]) if kind == "blind" else ""
+    shown = render(request, "arena.html", title="FleetChat", kind=kind, token=token, few=few, **limits)
     shown.headers["Cache-Control"] = "no-store"
     shown.cookies.update(response.cookies)
     return shown
+
+
+async def _few(state: Arena) -> str:
+    """What the page says at once when there are too few models for a round."""
+    with suppress(RedisAway):
+        if len(await state.ready()) < len(SIDES):
+            return TooFewModels.sentence
+    return ""
 
 
 async def show(request: web.Request) -> web.Response:

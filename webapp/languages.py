@@ -24,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.ext import extract_from_ast
 
 from broker.errors import FleetError, SetupError
-from broker.features import CATEGORIES, LEAK
+from broker.features import CATEGORIES, JUDGED, LEAK
 
 COOKIE = "language"
 CALL = re.compile(r'\b(?:t|n)\(\s*("(?:[^"\\]|\\.)*")(?:,\s*("(?:[^"\\]|\\.)*"))?')  # t("...") and n("...", "...")
@@ -129,7 +129,7 @@ def extract() -> Catalog:
     for path in SPEAKERS:
         for sentence in _raised(path):
             catalog.add(sentence, locations=[(path, 1)])
-    for sentence in (LEAK, *(text for one in CATEGORIES for text in (one.title, one.rule))):
+    for sentence in (LEAK, *(text for one in (*CATEGORIES, *JUDGED) for text in (one.title, one.rule))):
         catalog.add(sentence, locations=[("broker/features.py", 1)])
     return catalog
 

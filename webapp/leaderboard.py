@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import ETag, web
 
 from broker import features
-from broker.errors import FleetError
+from broker.errors import BadRequest, FleetError
 from webapp import leaderboard_rows as table
 from webapp.languages import PAGES, Language, preferred
 from webapp.leaderboard_boards import BOARDS
@@ -30,7 +30,7 @@ KEPT = 64  # answers that are ready to be sent
 LEVEL = 6  # of gzip
 FIRST = 60  # rows that are laid out at once; the page shows the others when it has been painted
 POLICY = HEADERS["Content-Security-Policy"].replace("form-action 'none'", "form-action 'self'")  # filters are a form
-CATEGORIES = {one.name: one for one in features.CATEGORIES}
+CATEGORIES = {one.name: one for one in (*features.CATEGORIES, *features.JUDGED)}
 NOTHING: Mapping[str, Any] = {
     "votes": 0,
     "updated": 0,
@@ -130,6 +130,9 @@ async def _view(request: web.Request) -> View:
     if not found["categories"]:  # nothing lies in this category: what can be chosen are those of all votes
         whole = await boards.find(Filters(named=filters.named), "")
         found = {**NOTHING, "categories": whole.content["categories"] if whole else []}
+    known = ["all", *CATEGORIES, *(one["name"] for one in found["categories"])]
+    if filters.category not in known:
+        raise BadRequest(f"category: one of {', '.join(dict.fromkeys(known))} is expected.", param="category")
     models = table.ranked(found["models"], filters.deprecated, plain.content["models"] if plain else ())
     tags = (one.tag if one else "" for one in (board, plain))
     tag = _digest(*tags, str(found["categories"]), str(running), str(error), filters.address())

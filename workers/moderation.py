@@ -5,19 +5,23 @@ the operator. One that is objected to is so whatever else fails: only then is a 
 """
 
 import asyncio
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from broker import chat
 from broker.connection import Broker
-from broker.errors import EngineFailed
+from broker.errors import EngineFailed, SetupError
 from broker.messages import ChatRequest, Message, Sampling
 from broker.rules import Moderation
 from broker.tasks import stop
 from workers.engine.remote_moderation import RemoteModeration
 from workers.wordlist import WordList
+
+logger = logging.getLogger("fleetchat.moderation")
 
 ENDPOINT_CHARACTERS = 16_000  # of one piece; OpenAI's model takes 32 768 tokens
 JUDGE_CHARACTERS = 4_000
@@ -57,24 +61,47 @@ async def open_check(broker: Broker, rules: Moderation) -> Check | None:
         SetupError: the list of words, the address or the key cannot be used.
     """
     if rules.words:
-        return Words(await asyncio.to_thread(WordList.read, rules.words))
+        return await asyncio.to_thread(Words, rules.words)
     if rules.url:
         return Endpoint(RemoteModeration(rules.url, rules.upstream, rules.key_env))
     return Judge(broker, rules.model) if rules.model else None
 
 
 class Words:
-    """A list of words."""
+    """A list of words, which is read again when its file has changed."""
 
-    def __init__(self, words: WordList) -> None:
-        self._words = words
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._stamp = _stamp(file)
+        self._words = WordList.read(file)
 
     async def why(self, texts: Sequence[str]) -> str:
         """See `Check`."""
-        return await _any(asyncio.to_thread(self._words.find, text) for text in texts)
+        words = await asyncio.to_thread(self._latest)
+        return await _any(asyncio.to_thread(words.find, text) for text in texts)
 
     async def close(self) -> None:
         """Nothing to do."""
+
+    def _latest(self) -> WordList:
+        stamp = _stamp(self._file)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._words = WordList.read(self._file)
+                logger.info("%s has changed and was read again", self._file)
+            except SetupError as error:
+                logger.warning("the list of words stays as it was: %s", error)
+        return self._words
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Another one once the file is another."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class Endpoint:

@@ -62,6 +62,12 @@ async def test_export_goes_to_a_file_or_to_standard_output(broker, log, tmp_path
     assert len(gzip.decompress(packed.read_bytes()).splitlines()) == 20
     assert packed.stat().st_mode & 0o777 == 0o600
     assert {path.name for path in tmp_path.glob("votes*")} == {packed.name}
+    packed.write_text("precious")
+    refused = await fleetchat(broker, "votes", "export", packed)
+    assert (refused.returncode, packed.read_text()) == (2, "precious")
+    assert "is there already" in refused.stderr
+    await fleetchat(broker, "votes", "export", packed, "--force")
+    assert len(gzip.decompress(packed.read_bytes()).splitlines()) == 20
 
 
 async def test_whoever_reads_an_export_may_have_enough(broker, tmp_path):

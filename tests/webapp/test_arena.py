@@ -247,10 +247,14 @@ async def test_votes_are_limited_by_session_and_by_network(site, workers, anna):
 async def test_without_two_models_a_round_says_so_and_with_them_it_begins(site, worker_in):
     async with contender(site.make_url("/")) as anna:
         assert (await anna.say("hi"))["code"] == "two_models"
+        async with anna.session.get("/arena") as page:
+            assert "hero-few" in await page.text()
         async with worker_in(model="one=echo"):
             assert (await anna.say("hi"))["code"] == "two_models"
             async with worker_in(model="two=echo"):
                 await anna.round("hi")
+                async with anna.session.get("/arena") as page:
+                    assert "hero-few" not in await page.text()
 
 
 async def test_a_model_that_leaves_during_a_round_is_not_named(site, worker_in, broker):

@@ -74,6 +74,21 @@ async def test_a_word_in_any_text_flags_them_all(broker: Broker, started: Starte
     assert await check(broker, arena, ["", " "]) == Verdict(False)
 
 
+async def test_a_list_that_is_changed_counts_at_once_and_one_that_is_spoiled_not_at_all(
+    broker: Broker, started: Started, tmp_path: Path
+) -> None:
+    arena = await started(words(tmp_path, "bad"))
+    assert await check(broker, arena, ["good"]) == Verdict(False)
+    words(tmp_path, "bad", "good")
+    assert await check(broker, arena, ["good"]) == Verdict(True, "line 2 of words.txt")
+    words(tmp_path, "/(/")
+    assert await check(broker, arena, ["good"]) == Verdict(True, "line 2 of words.txt")
+    (tmp_path / "words.txt").unlink()
+    assert await check(broker, arena, ["good"]) == Verdict(True, "line 2 of words.txt")
+    words(tmp_path, "worse")
+    assert await check(broker, arena, ["good"]) == Verdict(False)
+
+
 async def test_texts_that_are_too_long_for_one_look_are_checked_to_their_end(
     broker: Broker, started: Started, server: ModerationServer
 ) -> None:

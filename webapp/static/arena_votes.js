@@ -50,7 +50,7 @@ export class Votes {
     const names = kind === "blind" && a ? t("A was {a}, B was {b}.", { a, b }) : "";
     const over = why ? told({ message: why }) : t("One of the two answers has failed, so this round is void. Begin a new one.");
     const words = state === "void" ? [over] : [SAID[winner], names];
-    const text = words.filter(Boolean).join(" ");
+    const text = words.filter(Boolean).join(document.documentElement.lang === "en" ? " " : "");
     this.#ready = false;
     $("ballot").hidden = $("verdict").hidden = false;
     $("votes").hidden = true;
