@@ -54,7 +54,7 @@ async def test_every_shortcut_does_what_the_sheet_says(visitor, tab):
     await tab.locator("#picker").focus()
     await tab.keyboard.press("?")
     rows = tab.locator("dialog.help .help-row")
-    assert await rows.count() == 12
+    await expect(rows).to_have_count(12)
     await expect(rows.first).to_have_text(re.compile(r"New chat\s*Ctrl\s*Shift\s*O"))
     await tab.keyboard.press("Control+Shift+S")  # nothing happens behind the sheet
     await expect(tab.locator("#sidebar")).to_be_visible()

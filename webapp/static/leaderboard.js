@@ -38,8 +38,12 @@ else addEventListener("load", () => idle(rest));
 /** What need not be there when the page opens: most of many rows, and the figures. */
 async function rest() {
   document.documentElement.dataset.whole = "";
-  const { Figures } = await import("./leaderboard_figures.js");
-  figures = new Figures($("figures"), board);
+  try {
+    const { Figures } = await import("./leaderboard_figures.js");
+    figures = new Figures($("figures"), board);
+  } catch {
+    setTimeout(rest, 5 * LOOK_MS); // the server is away
+  }
 }
 
 /** What the form says, as a query. */
