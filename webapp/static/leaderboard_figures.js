@@ -5,6 +5,7 @@ import { counts, wins } from "./leaderboard_heat.js";
 import { history } from "./leaderboard_lines.js";
 
 const NEAR = "800px"; // to the window
+const AWAY_MS = 5000; // until a server that could not be reached is asked again
 const DRAW = { intervals, average, win: wins, count: counts, history };
 const idle = globalThis.requestIdleCallback ?? ((run) => setTimeout(run, 50));
 
@@ -52,8 +53,20 @@ export class Figures {
     if (!this.#states.has(figure)) this.#states.set(figure, {});
     if (!this.#stale.delete(figure)) return;
     const asked = (this.#board ??= this.#load());
-    const board = await asked;
+    let board;
+    try {
+      board = await asked;
+    } catch {
+      return this.#later(figure, asked);
+    }
     if (asked !== this.#board || !board?.models.length) return; // there is a newer one, or none
     DRAW[figure.dataset.figure](figure.querySelector(".figure-plot"), board, this.#states.get(figure));
+  }
+
+  /** The server is away, so what was asked of it is asked again. */
+  #later(figure, asked) {
+    if (asked === this.#board) this.#board = null;
+    this.#stale.add(figure);
+    setTimeout(() => this.#draw(figure), AWAY_MS);
   }
 }
