@@ -128,6 +128,28 @@ async def test_a_table_comes_row_by_row_and_its_columns_stay(visitor, tab):
     assert len({tuple(state["columns"]) for state in states}) == 2  # none, and always the same
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("1. One\n   -", "1. One\n"),
+        ("One\n--", "One\n"),
+        ("One\n> =", "One\n"),
+        ("One\n---\n", "One\n---\n"),
+        ("One\n- a", "One\n- a"),
+        ("One -", "One -"),
+    ],
+)
+async def test_a_lists_mark_that_comes_alone_makes_no_heading_for_a_moment(visitor, tab, text, shown):
+    held = await tab.evaluate(
+        """async (text) => {
+          const { heldBack } = await import(new URL("tables.js", document.querySelector('script[src$="chat.js"]').src));
+          return heldBack(text);
+        }""",
+        text,
+    )
+    assert text[: len(text) - held] == shown
+
+
 async def test_tables_tasks_strikes_and_nested_lists(visitor, tab):
     await show(
         tab,
