@@ -79,7 +79,9 @@ def main() -> None:
 def up(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="What a worker serves: a folder, a hub id, echo, NAME=any, several with commas; repeats."),
+        typer.Option(
+            help="What a worker serves: a folder, a hub id, pocket, echo, NAME=http://…, NAME=any; commas; repeats."
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address the web app listens on.", show_default="127.0.0.1")] = None,
     port: Annotated[
