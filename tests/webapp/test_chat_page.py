@@ -272,9 +272,10 @@ async def test_a_long_chat_opens_at_its_end_and_earlier_messages_come_without_a_
     await broker.redis.hset(keys.conversation(conversation), "leaf", parent)
     await tab.reload()
     await expect(visitor.answer).to_contain_text("message 999")
+    scroller = tab.locator(".scroller")
+    await eventually(lambda: scroller.evaluate("s => s.scrollTop > 600"))  # what comes by itself has come
     shown = await tab.locator(".turn").count()
     assert shown < 60
-    scroller = tab.locator(".scroller")
     top = tab.locator(".turn").first
     await scroller.evaluate("s => s.scrollTo(0, 300)")
     before = await top.evaluate("e => ({text: e.textContent, y: e.getBoundingClientRect().y})")

@@ -1,7 +1,7 @@
 /** What is still being written so that what is there does not move: tables come row by row, marks with what they mark. */
 
 const ROWS = /(?:^|\n)((?: {0,3}\|.*\n)*(?: {0,3}\|.*)?)$/; // the lines at a text's end that may be a table's
-const MARK = /\n([ \t>]*(?:-+|=+)[ \t]*)$/; // of a list's item, but until more comes it makes a heading of the line above
+const MARK = /(?:^|\n)([ \t>]*(?:-+|=+)[ \t]*)$/; // of a list's item, but until more comes it makes a heading of the line above
 const RULE = /^[-|: \t]*-[-|: \t]*$/; // below the head
 
 /**
