@@ -143,7 +143,14 @@ export class Path {
   #node(message, known) {
     const { message_id: id, role, parent, versions, parts, usage, reason, rating, note, model } = message;
     const content = role === "user" ? questionOf(parts) : contentOf(parts);
-    return this.#show({ id, role, parent, versions, content, model, usage, reason, rating, note, end: message }, known);
+    const node = this.#show({ id, role, parent, versions, content, model, usage, reason, rating, note, end: message }, known);
+    if (!known) {
+      // Once as high as it is, not as high as one guesses; the browser remembers that when it is far from the window.
+      const { style } = node.view.element;
+      style.contentVisibility = "visible";
+      afterPaint().then(() => (style.contentVisibility = ""));
+    }
+    return node;
   }
 
   #show(node, known) {
