@@ -359,6 +359,7 @@ async def test_the_drawer_on_a_phone(visitor, tab, keep):
     await expect(tab.locator("#search")).to_be_focused()
     await tab.keyboard.press("Escape")  # back to the list
     await menu(tab, "first", "Delete")
+    await expect(tab.get_by_role("button", name="Undo")).to_be_visible()
     await tab.locator("[data-language]").focus()
     await tab.keyboard.press("Tab")
     await expect(tab.get_by_role("button", name="Undo")).to_be_focused()
