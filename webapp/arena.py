@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from broker import arena, chat, conversations, keys, leaderboard, moderation, queues, registry, shares
+from broker import arena, chat, conversations, leaderboard, moderation, queues, registry, shares
 from broker.arena import SIDES, Battle, Started, Voter
-from broker.connection import Broker, redis_errors
+from broker.connection import Broker
 from broker.errors import (
     AnswerRefused,
     AnswerUnchecked,
@@ -36,7 +36,7 @@ from broker.errors import (
     TooFewModels,
     from_map,
 )
-from broker.messages import ChatRequest, Frame, Message, ModelCard, pack, unpack
+from broker.messages import ChatRequest, Frame, Message, ModelCard, pack
 from broker.pairing import Odds
 from broker.queues import Bout
 from broker.rules import Rules
@@ -66,7 +66,8 @@ class Arena:
         self.pacing: dict[str, Pacing] = {}  # of the battles that are being answered through this process
         self._broker = broker
         self._sessions = sessions
-        self._table, self._read = b"", -TABLE_SECONDS
+        self._table: dict[str, Any] | None = None
+        self._read = -TABLE_SECONDS
         self._odds: tuple[object, Odds] | None = None  # and what it was made of
 
     async def token(self, owner: str) -> str:
@@ -103,21 +104,16 @@ class Arena:
         """
         names = await self.ready()
         if time.monotonic() - self._read >= TABLE_SECONDS:
-            async with redis_errors():
-                self._table = await self._broker.redis.hget(keys.BOARDS, leaderboard.PAIRS) or b""
+            self._table = await leaderboard.pairs(self._broker)
             self._read = time.monotonic()
         made_of = (names, self._table)
         if self._odds is None or self._odds[0] != made_of:
-            odds = await asyncio.to_thread(_weigh, names, self.rules, self._table)
+            odds = await asyncio.to_thread(Odds.of, names, self.rules, self._table)
             self._odds = (made_of, odds)
         return self._odds[1].draw(SystemRandom())
 
 
 ARENA = web.AppKey("arena", Arena)
-
-
-def _weigh(names: Sequence[str], rules: Rules, table: bytes) -> Odds:
-    return Odds.of(names, rules, unpack(table) if table else None)
 
 
 def address_of(request: web.Request, proxies: int) -> str:

@@ -18,6 +18,7 @@ from aiohttp import ETag, web
 
 from broker import features
 from broker.errors import BadRequest, FleetError
+from broker.leaderboard import ALL
 from webapp import leaderboard_rows as table
 from webapp.languages import PAGES, Language, preferred
 from webapp.leaderboard_boards import BOARDS
@@ -130,7 +131,7 @@ async def _view(request: web.Request) -> View:
     if not found["categories"]:  # nothing lies in this category: what can be chosen are those of all votes
         whole = await boards.find(Filters(named=filters.named), "")
         found = {**NOTHING, "categories": whole.content["categories"] if whole else []}
-    known = ["all", *CATEGORIES, *(one["name"] for one in found["categories"])]
+    known = [ALL, *CATEGORIES, *(one["name"] for one in found["categories"])]
     if filters.category not in known:
         raise BadRequest(f"category: one of {', '.join(dict.fromkeys(known))} is expected.", param="category")
     models = table.ranked(found["models"], filters.deprecated, plain.content["models"] if plain else ())
@@ -175,7 +176,7 @@ def _html(app: web.Application, view: View, language: Language, tag: str) -> str
 def _offered(view: View) -> list[tuple[str, int]]:
     """The categories that can be chosen, with their votes; also the one that is chosen, if nothing lies in it."""
     found = {one["name"]: one["votes"] for one in view.board["categories"]}
-    return list(({"all": 0, view.filters.category: 0} | found).items())
+    return list(({ALL: 0, view.filters.category: 0} | found).items())
 
 
 async def _answer(request: web.Request, tag: str, content_type: str, make: Callable[[], str]) -> web.Response:

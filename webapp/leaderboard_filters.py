@@ -11,6 +11,7 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from broker.errors import BadRequest
+from broker.leaderboard import ALL
 
 CATEGORY = re.compile(r"[\w.+-]{1,64}")
 NAMES = {"since": "from", "until": "to"}  # Python has a `from` of its own
@@ -22,7 +23,7 @@ LONGEST = 100  # characters of what is searched for
 class Filters:
     """One view of the votes. The defaults are what stands in no address."""
 
-    category: str = "all"
+    category: str = ALL
     style: bool = False  # the style of answers is controlled for
     named: bool = False  # votes on models whose names were known count, too
     since: str = ""  # ISO dates, both included; "" for no limit
