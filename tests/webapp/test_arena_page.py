@@ -273,3 +273,25 @@ async def test_a_round_survives_its_web_process(broker, website, tab):
     await ring.vote("b").click()
     await expect(tab.locator("#verdict")).to_contain_text("B is better")
     assert await cast(broker) == [("blind", "b")]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_named_models_answer_by_the_settings_that_one_chooses(ring, tab, width):
+    await ring.open("/compare", width=width)
+    await tab.locator("#settings-open").click()
+    panel = tab.locator(".panel.settings")
+    await panel.get_by_role("spinbutton", name="Token limit").fill("2")
+    await panel.get_by_role("button", name="Done").click()
+    await expect(tab.locator("#settings-open")).to_have_attribute("aria-label", "Answer settings, changed")
+    await ring.ask("one two three")
+    for side in "ab":
+        await expect(ring.answer(side)).to_have_text("one two")
+    await ring.finished()
+    await tab.keyboard.press("Control+,")
+    await panel.get_by_role("button", name="Reset", exact=True).click()
+    await panel.get_by_role("button", name="Done").click()
+    await tab.locator("#again").click()
+    for side in "ab":
+        await expect(ring.answer(side)).to_have_text("one two three")
+    await ring.open("/arena", width=width)
+    await expect(tab.locator("#settings-open")).to_have_count(0)

@@ -20,6 +20,7 @@ import { startNav } from "./nav.js";
 import { Notice } from "./notice.js";
 import { newRef } from "./run.js";
 import { Follower } from "./scroll.js";
+import { SettingsPanel } from "./settings.js";
 import { Connection } from "./stream.js";
 
 const LOOK_MS = 1000; // between two looks at answers that come to an end without this page
@@ -50,6 +51,7 @@ class ArenaPage {
   #follower = new Follower($("scroller"), $("turns"), $("latest"));
   #votes = new Votes({ vote: (winner) => this.#vote(winner), fresh: () => this.#begin() });
   #models = this.#kind === "named" ? new Models(() => this.#begin()) : null;
+  #settings = this.#kind === "named" ? new SettingsPanel({ say: (text) => this.#live.say(text), problem: (text) => this.#notice.show(text) }) : null;
   #composer = new Composer({ send: () => this.#submit(), stop: () => this.#stop(), changed: () => this.#show(), problem: (text) => this.#notice.show(text), say: (text) => this.#live.say(text) });
   #connection;
 
@@ -85,6 +87,7 @@ class ArenaPage {
       { keys: ["4"], what: t("Both are bad"), act: () => this.#votes.press("bad") },
       { keys: ["mod", "shift", "o"], what: t("New round"), act: () => this.#begin() },
       { keys: ["mod", "shift", "g"], what: t("Have both answer again"), act: () => $("again").click() },
+      ...(this.#settings ? [{ keys: ["mod", ","], what: t("Answer settings"), act: () => $("settings-open").click() }] : []),
       { keys: ["/"], what: t("Go to the message box"), act: () => this.#composer.focus() },
       { keys: ["enter"], what: t("Send the message") },
       { keys: ["shift", "enter"], what: t("New line") },
@@ -129,7 +132,7 @@ class ArenaPage {
     if (this.#busy || this.#obstacle) return;
     const ref = newRef();
     const fresh = this.#battle ? { battle: this.#battle } : this.#models ? { kind: "named", models: this.#models.names } : {};
-    if (!this.#connection.tell({ type: "battle", ref, token: this.#token, text, ...fresh })) return;
+    if (!this.#connection.tell({ type: "battle", ref, token: this.#token, text, ...fresh, ...this.#chosen })) return;
     this.#notice.hide();
     this.#composer.write({ text: "" });
     const turn = this.#add(text);
@@ -140,11 +143,16 @@ class ArenaPage {
 
   #again() {
     const ref = newRef();
-    if (this.#busy || !this.#connection.tell({ type: "battle-again", ref, token: this.#token, battle: this.#battle })) return;
+    if (this.#busy || !this.#connection.tell({ type: "battle-again", ref, token: this.#token, battle: this.#battle, ...this.#chosen })) return;
     const turn = this.#turns.at(-1);
     turn.renew();
     this.#await({ ref, turn, text: "" });
     this.#composer.focus({ preventScroll: true });
+  }
+
+  /** What an ask carries of the settings, which only named models have. */
+  get #chosen() {
+    return this.#settings ? { settings: this.#settings.values } : {};
   }
 
   #await(asked) {

@@ -4,7 +4,7 @@
  * Every control is one entry of a table; what was chosen is marked, and what is left empty is as the model has it.
  */
 
-import { $, h, placeUnder, setText } from "./dom.js";
+import { h, placeUnder, setText } from "./dom.js";
 import { FormField } from "./forms.js";
 import { number, t } from "./i18n.js";
 import { defaultsOf, ownDefaults, same, setOwnDefaults } from "./parameters.js";
@@ -52,7 +52,7 @@ export class Panel {
       event.preventDefault(); // closing moves the focus to the button, which the same key would press
       this.#element.hidePopover();
     });
-    $("main").append(this.#element);
+    document.querySelector("main").append(this.#element);
     this.show();
   }
 

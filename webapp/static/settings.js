@@ -1,5 +1,6 @@
 /**
- * The settings of what is asked next: the choices, and the buttons in the bar that show that there are some.
+ * The settings of what is asked next: the choices, and the buttons in the bar that show that there are some. A page of
+ * several models has no button for one's system prompt, and its presets are in the panel.
  *
  * The panel itself comes when somebody opens it, see panel.js.
  */
@@ -18,8 +19,8 @@ export class SettingsPanel {
   constructor(options) {
     this.#options = options;
     $("settings-open").addEventListener("click", () => this.open($("settings-open")));
-    $("system-set").addEventListener("click", () => this.open($("system-set"), "system"));
-    $("presets-open").addEventListener("click", () => this.presets($("presets-open")));
+    $("system-set")?.addEventListener("click", () => this.open($("system-set"), "system"));
+    $("presets-open")?.addEventListener("click", () => this.presets($("presets-open")));
     this.#mark();
   }
 
@@ -79,8 +80,10 @@ export class SettingsPanel {
     const changed = Object.keys(this.#choices).length > 0;
     $("settings-open").classList.toggle("changed", changed);
     $("settings-open").setAttribute("aria-label", changed ? t("Answer settings, changed") : t("Answer settings"));
+    const button = $("system-set");
+    if (!button) return;
     const system = this.#choices.system ?? defaultsOf(this.#model).system;
-    $("system-set").hidden = !system.trim();
-    $("system-set").title = system.slice(0, 200);
+    button.hidden = !system.trim();
+    button.title = system.slice(0, 200);
   }
 }
