@@ -67,7 +67,7 @@ def workers(pid: int, role: bytes = b"auto") -> set[int]:
     """The children that are workers of a role."""
     found = set()
     for child in children(pid):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may end while it is read
             entry = Path(f"/proc/{child}")
             settings = (entry / "cmdline").read_bytes().split(b"\0") + (entry / "environ").read_bytes().split(b"\0")
             if {b"workers.Settings", b"FLEETCHAT_ROLE=" + role} <= set(settings):

@@ -216,7 +216,7 @@ def files_of(pid: int, port: int) -> tuple[float, int]:
     ours = {f"socket:[{row[9]}]" for row in rows if row[3] != "0A" and f":{port:04X}" in (row[1][-5:], row[2][-5:])}
     links = []
     for fd in os.listdir(f"/proc/{pid}/fd"):
-        with suppress(FileNotFoundError):  # of this look itself
+        with suppress(FileNotFoundError, ProcessLookupError):  # of this look itself
             links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
     connections = sum(link in ours for link in links)
     return float(len(links) - connections), connections

@@ -173,7 +173,7 @@ class Peak:
         self.before = self.most = memory_mb(pid)
 
     async def watch(self) -> None:
-        with suppress(FileNotFoundError):  # it has ended
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             while True:
                 self.most = max(self.most, memory_mb(self._pid))
                 await asyncio.sleep(0.05)

@@ -106,6 +106,25 @@ async def test_it_is_searched_and_picked_by_keyboard(orchard, tab):
     await expect(tab.locator("#models-panel")).to_be_hidden()
 
 
+async def test_opened_again_in_the_same_moment_it_is_as_new(orchard, tab):
+    await tab.locator("#picker").press("ArrowDown")
+    find = tab.get_by_role("combobox", name="Find a model")
+    await find.fill("ki")
+    await tab.evaluate(
+        """() => {
+          const press = (id, key) => document.getElementById(id).dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+          press("models-find", "Enter");
+          press("picker", "ArrowDown");
+        }"""
+    )
+    await expect(tab.locator("#picker-name")).to_have_text("kiwi")
+    await expect(find).to_be_focused()
+    await expect(find).to_have_value("")
+    await find.press("PageUp")
+    await expect(tab.locator(".option.active")).to_have_count(1)
+    await expect(tab.locator("#picker")).to_have_attribute("aria-expanded", "true")
+
+
 async def test_a_hundred_models_open_at_once(visitor, tab, broker):
     cards = [ModelCard(f"m{i}", state="ready", description="word " * 20) for i in range(100)]
     async with living(broker, "w1", "ready", {"models": " ".join(c.name for c in cards)}, cards):

@@ -54,7 +54,12 @@ export class Picker {
       this.#panel.showPopover();
       this.#opened(); // at once: the toggle event comes later than a quick next key
     });
-    this.#panel.addEventListener("toggle", (event) => this.#toggled(event.newState === "open"));
+    // Closing, before it closes: a list that is opened again at once has only one toggle event for both.
+    this.#panel.addEventListener("beforetoggle", ({ newState }) => newState === "closed" && this.#closed());
+    this.#panel.addEventListener("toggle", ({ newState }) => {
+      this.#button.setAttribute("aria-expanded", String(newState === "open"));
+      if (newState === "open" && !this.#active) this.#opened();
+    });
     this.#panel.addEventListener("keydown", (event) => this.#key(event));
     this.#box.addEventListener("input", () => this.#search());
     this.#list.addEventListener("click", (event) => this.#choose(event.target.closest("[role=option]")?.dataset.name));
@@ -156,10 +161,7 @@ export class Picker {
     this.#activate(this.#shown[0] ?? "", true);
   }
 
-  #toggled(open) {
-    this.#button.setAttribute("aria-expanded", String(open));
-    if (open && !this.#active) return this.#opened();
-    if (open) return;
+  #closed() {
     this.#box.value = "";
     this.#fill();
     this.#activate("");
