@@ -144,7 +144,6 @@ async def serving(worker: "FleetWorker") -> AsyncIterator[Broker]:
         stack.callback(presence.forget_engine)  # before it is closed, so that nobody is told of a dead one
         gc.collect()  # what is garbage now would stay for good
         gc.freeze()  # torch's and the model's 400 000 objects are no garbage; to look through them stops all answers
-        stack.callback(gc.unfreeze)
         presence.engine = engine
         presence.pulse = worker.pulse = Pulse(engine, config.stall_seconds)
         presence.cards = cards.ready(presence.cards, engine.cards)
