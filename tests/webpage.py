@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestServer
-from playwright.async_api import Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 from broker import embedded, registry
 from broker.config import Config
@@ -89,18 +89,24 @@ class Site(Visitor):
         return self._stack.enter_context(worker(self.redis_url, place, model, **settings))
 
 
-@pytest.fixture
-async def tab() -> AsyncIterator[Page]:
-    """A page whose console must stay empty; a test may add to `tab.forgiven` what the console may say."""
+@pytest.fixture(scope="session")
+async def chromium() -> AsyncIterator[Browser]:
+    """One Chromium for the run."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = await browser.new_context(viewport={"width": 1280, "height": 800})
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def tab(chromium: Browser) -> AsyncIterator[Page]:
+    """A page of a new visitor, whose console must stay empty; a test may add to `tab.forgiven` what it may say."""
+    async with await chromium.new_context(viewport={"width": 1280, "height": 800}) as context:
         tab = await context.new_page()
         said = console(tab)
         # a page that reconnects cannot keep Chromium from noting that it could not yet
         tab.forgiven = ["WebSocket connection to"]
         yield tab
-        await browser.close()
     assert [s for s in said if not any(known in s for known in tab.forgiven)] == []
 
 
