@@ -19,14 +19,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
 
 from broker import embedded, keys, registry
 from broker.connection import Broker
 from fleet_process import environment, wait_for_port, web, worker
 from helpers import eventually
 from webapp.languages import LANGUAGES
-from webpage import CHROMIUM, FLAGS, Visitor, console
+from webpage import Visitor, console
 
 pytestmark = pytest.mark.timeout(420)  # a minute on two free cores
 
@@ -572,14 +572,6 @@ async def fleet(broker: Broker, valkey: str, tmp_path: Path) -> AsyncIterator[Fl
         await made.peace()
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        made = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield made
-        await made.close()
-
-
 async def live(fleet: Fleet, browser: Browser, tag: str, locale: str, clipboard: asyncio.Lock) -> None:
     """One person's day."""
     context = await browser.new_context(
@@ -596,11 +588,11 @@ async def live(fleet: Fleet, browser: Browser, tag: str, locale: str, clipboard:
     assert me.said + [line for page in me.others for line in page.said] == []
 
 
-async def test_a_day_of_two_people_while_workers_die(fleet, browser, broker):
+async def test_a_day_of_two_people_while_workers_die(fleet, chromium, broker):
     clipboard = asyncio.Lock()  # a browser has one
     async with asyncio.TaskGroup() as people:
         for tag, locale in (("en", "en-GB"), ("zh-Hant", "zh-TW")):
-            people.create_task(live(fleet, browser, tag, locale, clipboard))
+            people.create_task(live(fleet, chromium, tag, locale, clipboard))
     command = [str(Path(sys.executable).with_name("fleetchat")), "chat", "echo", "--plain"]
     env = environment(fleet.redis_url)
     terminal = await asyncio.create_subprocess_exec(*command, env=env, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)  # fmt: skip

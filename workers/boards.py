@@ -7,6 +7,7 @@ others. It knows no Redis, and its methods may run in threads, each board in one
 
 import csv
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import date
@@ -66,6 +67,7 @@ class Tally:
         0,
         (np.empty(0), np.empty(0)),
     )  # after how many votes; beside the scores
+    days: Counter[int] = field(default_factory=Counter)  # day -> its votes
     history: dict[int, tuple[int, Floats]] = field(default_factory=dict)  # day -> votes until then, scores or NaN
 
 
@@ -226,6 +228,8 @@ class Boards:
             tally.cells = Cells.of(view.a[mask], view.b[mask], view.outcome[mask], n, weights)
         tally.elo.widen(n)
         tally.elo.add(a, b, outcome)
+        days, counts = np.unique(view.at[fresh] // DAY_MS, return_counts=True)
+        tally.days.update(dict(zip(days.tolist(), counts.tolist(), strict=True)))
         tally.rows, tally.votes = len(view), tally.votes + len(fresh)
         if keep:
             self._tallies[request.field] = tally
@@ -263,15 +267,14 @@ class Boards:
         self, view: View, mask: Mask, weights: Floats | None, tally: Tally, fit: Fit, shown: Ints
     ) -> Mapping[str, Any]:
         """Scores as they would have been, at the ends of some days up to that of the latest vote."""
-        days = view.at[mask] // DAY_MS
-        if not len(days):
+        if not tally.days:
             return _NO_HISTORY
-        grid = _grid(int(days.min()), int(days.max()))
-        place = np.searchsorted(grid, days).astype(np.uint8)
-        until = np.cumsum(np.bincount(place, minlength=len(grid)))
+        days = sorted(tally.days)
+        grid = _grid(days[0], days[-1])
+        until = np.cumsum([tally.days[day] for day in days])[np.searchsorted(days, grid, "right") - 1]
         known = [tally.history.get(day) for day in grid[:-1]]
         if any(one is None or one[0] != votes for one, votes in zip(known, until, strict=False)):
-            self._look_back(view, mask, weights, tally, grid, place, until)
+            self._look_back(view, mask, weights, tally, grid, until)
         points = [*(tally.history[day][1] for day in grid[:-1]), fit.scores]
         return {
             "dates": [date.fromordinal(EPOCH + day).isoformat() for day in grid],
@@ -279,9 +282,10 @@ class Boards:
         }
 
     def _look_back(
-        self, view: View, mask: Mask, weights: Floats | None, tally: Tally, grid: list[int], place: Any, until: Ints
+        self, view: View, mask: Mask, weights: Floats | None, tally: Tally, grid: list[int], until: Ints
     ) -> None:
         n, start, cells = len(view.names), None, Cells.of([], [], [], len(view.names))
+        place = np.searchsorted(grid, view.at[mask] // DAY_MS).astype(np.uint8)  # which numpy sorts by counting
         order = np.argsort(place, kind="stable")
         columns = [column[mask][order] for column in (view.a, view.b, view.outcome)]
         tally.history.clear()

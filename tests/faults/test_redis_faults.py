@@ -59,14 +59,14 @@ class Members:
         return cls(fleet, workers, *await fleet.web())
 
     async def back(self) -> None:
-        """Returns once each of them does its work again."""
+        """Returns once each of them has done its work again."""
         now = int((await self.fleet.broker.redis.time())[0]) * 1000
+        pids = {w.pid for w in self.workers}
         async with aiohttp.ClientSession(f"http://127.0.0.1:{self.port}") as browser:
 
             async def working() -> bool:
                 async with browser.get("/readyz") as response:
                     ready = response.status == 200
-                pids = {w.pid for w in self.workers}
                 for request_id in await self.fleet.broker.redis.zrange(keys.running("echo"), 0, -1):
                     state = await self.fleet.state(request_id.decode())
                     if int(state.get("claimed", 0)) >= now:

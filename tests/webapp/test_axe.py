@@ -4,12 +4,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from screenshots.stage import Stage
 from screenshots.states import STATES
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.timeout(120)
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 LOOKS = (("light", "no-preference"), ("dark", "no-preference"), ("dark", "more"))
@@ -36,7 +35,7 @@ FORGIVEN = {  # what the console may say of what is meant to be so
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def stage() -> AsyncIterator[Stage]:
     async with Stage.open() as opened:
         yield opened

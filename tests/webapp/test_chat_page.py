@@ -179,6 +179,17 @@ async def test_an_answer_is_rated_with_a_note(visitor, tab, broker):
     assert [(e[b"rating"], e[b"note"]) for _, e in entries] == [(b"down", b""), (b"down", b"too short"), (b"", b"")]
 
 
+async def test_a_rating_arrives_also_if_the_page_is_left_in_the_same_moment(visitor, tab, broker):
+    await visitor.ask("hello")
+    await expect(act(answers(tab), "Good answer")).to_be_visible()
+    devtools = await tab.context.new_cdp_session(tab)
+    slow = {"offline": False, "latency": 300, "downloadThroughput": -1, "uploadThroughput": -1}
+    await devtools.send("Network.emulateNetworkConditions", slow)
+    await act(answers(tab), "Good answer").evaluate("(button) => { button.click(); location = 'about:blank'; }")
+    await tab.wait_for_url("about:blank")
+    await eventually(lambda: _ratings(broker, 1))
+
+
 async def _ratings(broker, count):
     entries = await broker.redis.xrange(keys.RATINGS)
     return entries if len(entries) == count else None

@@ -11,13 +11,13 @@ export class ApiError extends Error {
   }
 }
 
-/** The JSON behind `path`, or null for an empty answer. */
+const SMALL = 3000; // characters; browsers let some 64 kB in all outlive their page
+
+/** The JSON behind `path`, or null for an empty answer. What is written arrives also if the page is left at once. */
 export async function call(method, path, body) {
-  const options = { method, headers: { Accept: "application/json" } };
-  if (body !== undefined) {
-    options.body = JSON.stringify(body);
-    options.headers["Content-Type"] = "application/json";
-  }
+  const text = body === undefined ? undefined : JSON.stringify(body);
+  const options = { method, body: text, headers: { Accept: "application/json" }, keepalive: method !== "GET" && (text?.length ?? 0) < SMALL };
+  if (text) options.headers["Content-Type"] = "application/json";
   let response;
   try {
     response = await fetch(path, options);
