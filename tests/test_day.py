@@ -346,6 +346,7 @@ async def models(me: Person) -> None:
     await me.tab.goto(me.url)
     await me.tab.locator("#picker").click()
     await me.tab.locator("#models-find").fill("again")
+    await expect(me.tab.get_by_role("option")).to_have_count(1)
     await me.tab.keyboard.press("Enter")
     await expect(me.tab.locator("#picker-name")).to_have_text("echo")
     await me.button("Compare with another model").click()

@@ -67,9 +67,9 @@ async def check(fleet: Fleet, bad: Heard, mates: list[Heard], code: str) -> None
 
 
 async def echo_pids(fleet: Fleet) -> set[int]:
-    """Of workers that are ready; those that were just killed are said to be so for a while."""
-    found = {int(w.fields["pid"]) for w in await registry.workers(fleet.broker) if w.fields["state"] == "ready"}
-    return set(filter(exists, found))
+    """Of workers of echo that are ready; those that were just killed are said to be so for a while."""
+    ready = (w for w in await registry.workers(fleet.broker) if w.fields["state"] == "ready" and "echo" in w.models)
+    return {pid for worker in ready if exists(pid := int(worker.fields["pid"]))}
 
 
 def exists(pid: int) -> bool:
