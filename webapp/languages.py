@@ -12,6 +12,7 @@ import ast
 import io
 import json
 import re
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,13 +28,16 @@ from broker.errors import FleetError, SetupError
 from broker.features import CATEGORIES, JUDGED, LEAK
 
 COOKIE = "language"
+VALUE = re.compile(r"\{([a-z])\}")
 CALL = re.compile(r'\b(?:t|n)\(\s*("(?:[^"\\]|\\.)*")(?:,\s*("(?:[^"\\]|\\.)*"))?')  # t("...") and n("...", "...")
 
 SPEAKERS = tuple(
     f"{folder}/{name}.py"
     for folder, names in {
-        "broker": "arena conversations registry shares shelf streams threads",
+        "broker": "arena conversations imports presets queues registry shares shelf streams threads",
         "webapp": "arena chat",
+        "workers": "chat",
+        "workers/engine": "echo_engine remote_pieces remote_refusal remote_wire torch_engine",
     }.items()
     for name in names.split()
 )  # modules whose errors a page shows, with sentences of their own
@@ -161,7 +165,9 @@ def _environment(language: Language, values: Mapping[str, object]) -> Environmen
         lstrip_blocks=True,
         extensions=["jinja2.ext.i18n"],
     )
-    known = {m.id: m.string for m in language.read() if isinstance(m.id, str) and isinstance(m.string, str) and m.id}
+    catalog = language.read()
+    known = {m.id: m.string for m in catalog if isinstance(m.id, str) and isinstance(m.string, str) and m.id}
+    patterns = [(re.compile(_pattern(one), re.S), text) for one, text in _with_values(catalog).items()]
     environment.install_gettext_callables(  # type: ignore[attr-defined]
         lambda text: known.get(text, text), lambda one, many, count: one if count == 1 else many, newstyle=True
     )
@@ -171,6 +177,9 @@ def _environment(language: Language, values: Mapping[str, object]) -> Environmen
         message, sentence = str(error), known.get(error.sentence)
         if message in known or not sentence or error.code == "internal":
             return known.get(message, message)
+        for pattern, text in patterns:
+            if found := pattern.fullmatch(message):
+                return text.format(**found.groupdict())
         return known.get("{sentence} ({details})", "{sentence} ({details})").format(sentence=sentence, details=message)
 
     def said(sentence: str) -> str:
@@ -201,7 +210,26 @@ def _script(catalog: Catalog) -> bytes:
         ):
             said |= _entry(message)
     codes = {f"@{code}": said[sentence] for code, sentence in _sentences().items() if sentence in said}
-    return f"globalThis.catalogue = {json.dumps(said | codes, ensure_ascii=False)};\n".encode()
+    forms = {"@": {_pattern(one, "?"): text for one, text in _with_values(catalog).items()}}
+    return f"globalThis.catalogue = {json.dumps(said | codes | forms, ensure_ascii=False)};\n".encode()
+
+
+def _with_values(catalog: Catalog) -> dict[str, str]:
+    """Errors that have values in them, and their translations; the longest first, which say the most."""
+    found = {
+        message.id: message.string
+        for message in catalog
+        if VALUE.search(str(message.id)) and any(path in SPEAKERS for path, _ in message.locations) and message.string
+    }
+    return dict(sorted(found.items(), key=lambda one: -len(one[0])))
+
+
+def _pattern(sentence: str, named: str = "?P") -> str:
+    """What finds a sentence's values in it. `named`: how groups get their names, in Python or in the page."""
+    words = re.split(VALUE, sentence)
+    return "".join(
+        f"({named}<{one}>.*)" if i % 2 else re.sub(r"[][\\^$.|?*+(){}]", r"\\\g<0>", one) for i, one in enumerate(words)
+    )
 
 
 def _entry(message: Message) -> dict[str, Any]:
@@ -218,13 +246,18 @@ def _sentences() -> dict[str, str]:
 
 
 def _raised(path: str) -> Iterator[str]:
-    """The sentences with which a module makes errors, but for those that have values in them."""
+    """The sentences with which a module makes errors; values in them are {a}, {b}, ..."""
     folder, _, name = path.partition("/")
     kinds = {kind.__name__ for kind in _errors(FleetError)}
     for node in ast.walk(ast.parse((files(folder) / name).read_text(encoding="utf-8"))):
         match node:
             case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(sentence)), *_]) if kind in kinds:
                 yield sentence
+            case ast.Call(func=ast.Name(id=kind), args=[ast.JoinedStr(values=parts), *_]) if kind in kinds:
+                letters = iter(string.ascii_lowercase)
+                form = "".join(str(p.value) if isinstance(p, ast.Constant) else f"{{{next(letters)}}}" for p in parts)
+                if re.search("[a-z]{2}", form):  # what is nothing but values has no language
+                    yield form
 
 
 def _errors(kind: type[FleetError]) -> Iterator[type[FleetError]]:

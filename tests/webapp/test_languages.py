@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
+from broker.errors import BadRequest
 from webapp import languages
 from webapp.languages import LANGUAGES
 
@@ -101,6 +102,31 @@ async def test_an_error_page_speaks_the_language_too(browser):
     async with browser.get("/s/nothing", headers=headers) as answer:
         assert answer.status == 404
         assert re.search(r"<h1>[^<]*[\u4e00-\u9fff]", await answer.text())
+
+
+VALUES = {
+    "No worker serves a.b+c (new) right now. Pick another model, or start a worker for it.": "目前沒有工作程序提供 a.b+c (new)。",
+    "You have 50 links, which is all that may be. Revoke one first.": "你已有 50 個連結",
+    "http://host/v1 refused our key or account (401). Its operator has to look.": "拒絕了我們的金鑰或帳號（401）",
+    "m cannot be served: two\nlines": "無法提供 m：two\nlines",
+    "Something that nobody ever said of 7 things.": "（Something that nobody ever said of 7 things.）",
+}
+
+
+async def test_values_in_an_error_are_in_its_translation(visitor):
+    tab = visitor.tab
+    await tab.context.add_cookies([{"name": "language", "value": "zh-Hant", "url": visitor.url}])
+    await tab.reload()
+    links = await tab.evaluate("[...document.querySelectorAll('link')].map((link) => link.href)")
+    (module,) = {link for link in links if link.endswith("/i18n.js")}
+    ours = languages.Pages.load().environments["zh-Hant"].globals["told"]
+    for message, expected in VALUES.items():
+        told = await tab.evaluate(
+            "async ([module, error]) => (await import(module)).told(error)",
+            [module, {"code": "bad_request", "message": message}],
+        )
+        assert expected in told
+        assert ours(BadRequest(message)) == told
 
 
 async def test_english_costs_nothing_and_the_api_page_stays_english(browser):

@@ -19,9 +19,13 @@ export function number(value, digits = 0) {
   return value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-/** What the server's error {code, message} says: its sentence, or that of its code with the details as they came. */
+/** What the server's error {code, message} says: its sentence with its values, or that of its code with the details as they came. */
 export function told({ code, message }) {
   if (messages[message] || !messages[`@${code}`] || code === "internal") return messages[message] ?? message;
+  for (const [pattern, text] of Object.entries(messages["@"])) {
+    const found = new RegExp(`^${pattern}$`, "s").exec(message);
+    if (found) return fill(text, found.groups);
+  }
   return t("{sentence} ({details})", { sentence: messages[`@${code}`], details: message });
 }
 
