@@ -203,21 +203,22 @@ def _accepted(header: str) -> list[str]:
 
 def _script(catalog: Catalog) -> bytes:
     said: dict[str, Any] = {}
+    forms = _with_values(catalog)
     for message in catalog:
-        if (
+        if message.id not in forms and (
             any(path.endswith(".js") or path in SPEAKERS for path, _ in message.locations)
             or message.id in _sentences().values()
         ):
             said |= _entry(message)
     codes = {f"@{code}": said[sentence] for code, sentence in _sentences().items() if sentence in said}
-    forms = {"@": {_pattern(one, "?"): text for one, text in _with_values(catalog).items()}}
-    return f"globalThis.catalogue = {json.dumps(said | codes | forms, ensure_ascii=False)};\n".encode()
+    patterns = {"@": {_pattern(one, "?"): text for one, text in forms.items()}}
+    return f"globalThis.catalogue = {json.dumps(said | codes | patterns, ensure_ascii=False)};\n".encode()
 
 
 def _with_values(catalog: Catalog) -> dict[str, str]:
     """Errors that have values in them, and their translations; the longest first, which say the most."""
     found = {
-        message.id: message.string
+        str(message.id): str(message.string)
         for message in catalog
         if VALUE.search(str(message.id)) and any(path in SPEAKERS for path, _ in message.locations) and message.string
     }
