@@ -39,7 +39,7 @@ from webapp.languages import PAGES, Pages
 from webapp.leaderboard import ANSWERS, Answers
 from webapp.leaderboard_boards import BOARDS, Boards
 from webapp.live import LIVE, Live
-from webapp.middleware import guard
+from webapp.middleware import guard, unsigned
 from webapp.operations import OPERATIONS
 from webapp.session import SESSIONS, Sessions
 from webapp.sockets import OPEN, OpenSockets
@@ -72,7 +72,7 @@ def create_app(config: Config) -> web.Application:
     app.cleanup_ctx.append(conversations.retained)
     app.on_shutdown.append(calls.close_all)
     app.on_shutdown.append(sockets.close_all)
-    app.on_response_prepare.append(access.sign)
+    app.on_response_prepare.extend([access.sign, unsigned])
     app.add_routes(
         [
             web.get("/", pages.chat, name="home"),

@@ -16,6 +16,7 @@ import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Self
 
 from aiohttp import web
@@ -28,6 +29,7 @@ from broker.errors import FleetError, SetupError
 from broker.features import CATEGORIES, JUDGED, LEAK
 
 COOKIE = "language"
+ELSEWHERE = ("arena", "leaderboard")  # how modules begin that the chat page does not have
 VALUE = re.compile(r"\{([a-z])\}")
 CALL = re.compile(r'\b(?:t|n)\(\s*("(?:[^"\\]|\\.)*")(?:,\s*("(?:[^"\\]|\\.)*"))?')  # t("...") and n("...", "...")
 
@@ -109,8 +111,19 @@ def render(
 
 
 def scripts() -> dict[str, bytes]:
-    """For each language but English the script with what the page's modules say, by its path among the static files."""
-    return {f"language/{one.tag}.js": _script(one.read()) for one in LANGUAGES if one.folder}
+    """For each language but English what the page's modules say, by its path among the static files.
+
+    That is two scripts: `more` has what the chat page does not need before somebody does something.
+    """
+    found = {}
+    for language in LANGUAGES:
+        if language.folder:
+            now, later = _said(language.read())
+            found[f"language/{language.tag}.js"] = f"globalThis.catalogue = {_json(now)};\n".encode()
+            found[f"language/{language.tag}.more.js"] = (
+                f"Object.assign(globalThis.catalogue, {_json(later)});\n".encode()
+            )
+    return found
 
 
 def extract() -> Catalog:
@@ -201,18 +214,22 @@ def _accepted(header: str) -> list[str]:
     return [tag for _, tag in sorted(found, key=lambda pair: pair[0])]
 
 
-def _script(catalog: Catalog) -> bytes:
-    said: dict[str, Any] = {}
-    forms = _with_values(catalog)
+def _said(catalog: Catalog) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the chat page's modules and errors' codes say, and the rest."""
+    forms, now = _with_values(catalog), dict[str, Any]()
+    later: dict[str, Any] = {"@": {_pattern(one, "?"): text for one, text in forms.items()}}
+    of_codes = _sentences()
     for message in catalog:
-        if message.id not in forms and (
-            any(path.endswith(".js") or path in SPEAKERS for path, _ in message.locations)
-            or message.id in _sentences().values()
-        ):
-            said |= _entry(message)
-    codes = {f"@{code}": said[sentence] for code, sentence in _sentences().items() if sentence in said}
-    patterns = {"@": {_pattern(one, "?"): text for one, text in forms.items()}}
-    return f"globalThis.catalogue = {json.dumps(said | codes | patterns, ensure_ascii=False)};\n".encode()
+        modules = [Path(path).name for path, _ in message.locations if path.endswith(".js")]
+        if message.id in of_codes.values() or not all(name.startswith(ELSEWHERE) for name in modules):
+            now |= _entry(message)
+        elif modules or (message.id not in forms and any(path in SPEAKERS for path, _ in message.locations)):
+            later |= _entry(message)
+    return now | {f"@{code}": now[sentence] for code, sentence in of_codes.items() if sentence in now}, later
+
+
+def _json(said: Mapping[str, Any]) -> str:
+    return json.dumps(said, ensure_ascii=False)
 
 
 def _with_values(catalog: Catalog) -> dict[str, str]:

@@ -4,6 +4,12 @@ const messages = globalThis.catalogue ?? {};
 export const language = document.documentElement.lang;
 const plural = new Intl.PluralRules(language);
 
+// The chat page has what errors say in their own words only once somebody does something.
+if (globalThis.catalogue && !messages["@"]) {
+  const more = () => import(`./language/${language}.more.js`).catch(() => {});
+  for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, more, { once: true, capture: true });
+}
+
 /** `text` in the page's language; `{name}` becomes the value of that name. */
 export function t(text, values = {}) {
   return fill(messages[text] ?? text, values);
@@ -22,7 +28,7 @@ export function number(value, digits = 0) {
 /** What the server's error {code, message} says: its sentence with its values, or that of its code with the details as they came. */
 export function told({ code, message }) {
   if (messages[message] || !messages[`@${code}`] || code === "internal") return messages[message] ?? message;
-  for (const [pattern, text] of Object.entries(messages["@"])) {
+  for (const [pattern, text] of Object.entries(messages["@"] ?? {})) {
     const found = new RegExp(`^${pattern}$`, "s").exec(message);
     if (found) return fill(text, found.groups);
   }
