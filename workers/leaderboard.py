@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 from broker import keys, leaderboard
@@ -51,6 +50,7 @@ class Leaderboard:
         self._cards: Mapping[str, ModelCard] = {}
         self._version = 0  # grows with whatever makes boards stale
         self._made: dict[str, tuple[int, Any, float]] = {}  # field -> of which version and votes, when
+        self._took: dict[str, float] = {}  # field -> seconds, the last time
         self._kept: set[str] = set()  # fields of boards that there are to be
         self._read = asyncio.Event()  # all votes that were there have been read
         self._news = asyncio.Event()  # for the first boards
@@ -125,8 +125,8 @@ class Leaderboard:
     def _stale(self, changed: bool) -> None:
         if changed:
             self._version += 1
-            self._news.set()
-            self._doubts.set()
+            for waiting in (self._news, self._more, self._doubts):
+                waiting.set()
 
     def _label(self, row: int, categories: Sequence[str]) -> None:
         """A judge has said what categories a vote has."""
@@ -144,7 +144,6 @@ class Leaderboard:
             if pairs:
                 models, drawn = len(self._ballots.names), time.monotonic()
             await self._publish(FIRST, pairs=pairs)
-            self._more.set()
             await asyncio.sleep(PAUSE)
 
     async def _suspect(self) -> None:
@@ -169,29 +168,29 @@ class Leaderboard:
         return any(changed), time.thread_time() - begun
 
     async def _others(self) -> None:
-        """The boards beside the first ones: of those that are stale, always the one that was made first."""
+        """The boards beside the first ones, in rounds of all that are stale: those with new votes first, quick ones first."""
         await self._read.wait()
         while True:
             self._more.clear()
             version = self._version
             wanted = await asyncio.to_thread(self._boards.wanted, self._ballots.view())
             await self._forget({request.field for request in (*FIRST, *wanted)})
-            when, request = min(self._stale_ones(wanted), key=itemgetter(0), default=(None, None))
-            pause = None if when is None else when - time.monotonic()
-            if request is None or (pause and pause > 0):
-                await happens(self._more, pause)
-                continue
-            seconds = await self._publish([request])
-            self._made[request.field] = version, wanted[request], time.monotonic()
-            await asyncio.sleep(min(seconds, PAUSE))  # leaves half of a core's time to others
+            now, stale = time.monotonic(), self._stale_ones(wanted)
+            due = [request for request in sorted(stale, key=stale.__getitem__) if stale[request][0] <= now]
+            if not due:
+                await happens(self._more, min((when - now for when, _ in stale.values()), default=None))
+            for request in due:
+                self._took[request.field] = seconds = await self._publish([request])
+                self._made[request.field] = version, wanted[request], time.monotonic()
+                await asyncio.sleep(min(seconds / 2, PAUSE))  # leaves a third of a core's time to others
 
-    def _stale_ones(self, wanted: Mapping[BoardRequest, Any]) -> list[tuple[float, BoardRequest]]:
-        """Boards that are to be made again, each with the time from which it may be."""
-        found = []
+    def _stale_ones(self, wanted: Mapping[BoardRequest, Any]) -> dict[BoardRequest, tuple[float, float]]:
+        """Boards that are to be made again, each with the time from which it may be, and the seconds that it takes."""
+        found = {}
         for request, votes in wanted.items():
             version, of, at = self._made.get(request.field, (-1, None, 0.0))
             if version != self._version:  # if its votes are the same, only what it shows beside them can have changed
-                found.append((at + IDLE_SECONDS if of == votes else at, request))
+                found[request] = at + IDLE_SECONDS if of == votes else 0.0, self._took.get(request.field, 0.0)
         return found
 
     async def _forget(self, wanted: set[str]) -> None:
