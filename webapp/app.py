@@ -23,6 +23,7 @@ from webapp import (
     installed,
     languages,
     leaderboard,
+    leaderboard_overview,
     pages,
     presets,
     sandbox,
@@ -36,7 +37,7 @@ from webapp.arena import ARENA, Arena
 from webapp.calls import CALLS, OpenCalls
 from webapp.docs import DOCS, Docs
 from webapp.languages import PAGES, Pages
-from webapp.leaderboard import ANSWERS, Answers
+from webapp.leaderboard_answers import ANSWERS, Answers
 from webapp.leaderboard_boards import BOARDS, Boards
 from webapp.live import LIVE, Live
 from webapp.middleware import guard, unsigned
@@ -105,6 +106,7 @@ def create_app(config: Config) -> web.Application:
             web.get("/export", transcripts.export_all, name="export"),
             web.post("/import", transcripts.take, name="take"),
             web.get("/leaderboard", leaderboard.page, name="leaderboard"),
+            web.get("/leaderboard/categories", leaderboard_overview.page, name="leaderboard-categories"),
             web.get("/leaderboard.json", leaderboard.as_json, name="leaderboard-json"),
             web.get("/leaderboard.csv", leaderboard.as_csv, name="leaderboard-csv"),
             web.get("/presets", presets.index, name="presets"),

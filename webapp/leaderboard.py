@@ -5,33 +5,25 @@ that it has made of them until the worker writes again, so an open page may look
 and an answer of 304. The page needs no script to be read, sorted and filtered.
 """
 
-import asyncio
-import gzip
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from aiohttp import ETag, web
+from aiohttp import web
 
 from broker import features
-from broker.errors import BadRequest, FleetError
+from broker.errors import FleetError
 from broker.leaderboard import ALL
+from webapp import leaderboard_answers as answers
 from webapp import leaderboard_rows as table
 from webapp.languages import PAGES, Language, preferred
 from webapp.leaderboard_boards import BOARDS
-from webapp.leaderboard_filters import Filters
-from webapp.middleware import HEADERS
+from webapp.leaderboard_filters import CATEGORIES, Filters, Overview, known_category
 from webapp.session import SESSIONS
-from webapp.statics import STATICS
 
-KEPT = 64  # answers that are ready to be sent
-LEVEL = 6  # of gzip
 FIRST = 60  # rows that are laid out at once; the page shows the others when it has been painted
-POLICY = HEADERS["Content-Security-Policy"].replace("form-action 'none'", "form-action 'self'")  # filters are a form
-CATEGORIES = {one.name: one for one in (*features.CATEGORIES, *features.JUDGED)}
 NOTHING: Mapping[str, Any] = {
     "votes": 0,
     "updated": 0,
@@ -58,42 +50,10 @@ class View:
     error: FleetError | None = None  # why there is no board
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """An answer's body, and its gzip form."""
-
-    body: bytes
-    zipped: bytes
-
-
-class Answers:
-    """The latest answers of this process, by what they were made of."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Ready] = {}
-        self._making = asyncio.Lock()
-
-    async def get(self, tag: str, make: Callable[[], str]) -> Ready:
-        """The answer of that tag; of many who want a new one, one makes it, beside the event loop."""
-        if tag not in self._kept:
-            async with self._making:
-                if tag not in self._kept:
-                    self._kept[tag] = await asyncio.to_thread(_ready, make)
-                    while len(self._kept) > KEPT:
-                        del self._kept[next(iter(self._kept))]
-        return self._kept[tag]
-
-
-ANSWERS = web.AppKey("answers", Answers)
-
-
 async def page(request: web.Request) -> web.Response:
     """GET /leaderboard."""
     view, language = await _view(request), preferred(request)
-    tag = _digest(view.tag, language.tag, request.app[STATICS].version)
-    response = await _answer(request, tag, "text/html", lambda: _html(request.app, view, language, tag))
-    response.headers.update({"Content-Language": language.tag, "Content-Security-Policy": POLICY})
-    return response
+    return await answers.page(request, view.tag, language, lambda tag: _html(request.app, view, language, tag))
 
 
 async def as_json(request: web.Request) -> web.Response:
@@ -101,7 +61,7 @@ async def as_json(request: web.Request) -> web.Response:
     view = await _view(request)
     if view.error:
         raise view.error
-    return await _answer(request, _digest(view.tag, "json"), "application/json", lambda: _json(view))
+    return await answers.answer(request, answers.digest(view.tag, "json"), "application/json", lambda: _json(view))
 
 
 async def as_csv(request: web.Request) -> web.Response:
@@ -109,7 +69,9 @@ async def as_csv(request: web.Request) -> web.Response:
     view = await _view(request)
     if view.error:
         raise view.error
-    response = await _answer(request, _digest(view.tag, "csv"), "text/csv", lambda: table.to_csv(_found(view)))
+    response = await answers.answer(
+        request, answers.digest(view.tag, "csv"), "text/csv", lambda: table.to_csv(_found(view))
+    )
     response.headers["Content-Disposition"] = f'attachment; filename="leaderboard-{view.filters.category}.csv"'
     return response
 
@@ -131,12 +93,10 @@ async def _view(request: web.Request) -> View:
     if not found["categories"]:  # nothing lies in this category: what can be chosen are those of all votes
         whole = await boards.find(Filters(named=filters.named), "")
         found = {**NOTHING, "categories": whole.content["categories"] if whole else []}
-    known = [ALL, *CATEGORIES, *(one["name"] for one in found["categories"])]
-    if filters.category not in known:
-        raise BadRequest(f"category: one of {', '.join(dict.fromkeys(known))} is expected.", param="category")
+    known_category("category", filters.category, found["categories"])
     models = table.ranked(found["models"], filters.deprecated, plain.content["models"] if plain else ())
     tags = (one.tag if one else "" for one in (board, plain))
-    tag = _digest(*tags, str(found["categories"]), str(running), str(error), filters.address())
+    tag = answers.digest(*tags, str(found["categories"]), str(running), str(error), filters.address())
     return View(filters, found, table.ordered(models, filters), tag, running, error)
 
 
@@ -158,6 +118,7 @@ def _html(app: web.Application, view: View, language: Language, tag: str) -> str
         view=view,
         tag=tag,
         filters=view.filters,
+        overview=Overview.beside(view.filters),
         board=view.board,
         rows=table.rows(view.models, columns, view.filters),
         first=FIRST,
@@ -177,27 +138,3 @@ def _offered(view: View) -> list[tuple[str, int]]:
     """The categories that can be chosen, with their votes; also the one that is chosen, if nothing lies in it."""
     found = {one["name"]: one["votes"] for one in view.board["categories"]}
     return list(({ALL: 0, view.filters.category: 0} | found).items())
-
-
-async def _answer(request: web.Request, tag: str, content_type: str, make: Callable[[], str]) -> web.Response:
-    """This answer, or 304 to who has it already."""
-    headers = {"Cache-Control": "no-cache", "Vary": "Accept-Language, Accept-Encoding, Cookie"}
-    if any(one.value == tag for one in request.if_none_match or ()):
-        response = web.Response(status=304, headers=headers)
-    else:
-        ready = await request.app[ANSWERS].get(tag, make)
-        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
-        headers |= {"Content-Encoding": "gzip"} if zipped else {}
-        body = ready.zipped if zipped else ready.body
-        response = web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
-    response.etag = ETag(tag, is_weak=True)
-    return response
-
-
-def _ready(make: Callable[[], str]) -> Ready:
-    body = make().encode()
-    return Ready(body, gzip.compress(body, LEVEL, mtime=0))
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()

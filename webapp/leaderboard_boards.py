@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class Boards:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._version: bytes | None = None
-        self._kept: dict[str, Board] = {}  # of this version
+        self._kept: dict[str, Board | None] = {}  # of this version
+        self._reading = asyncio.Lock()
         self._computed: dict[
             tuple[str, str, str], tuple[bytes | None, float, Board | None]
         ] = {}  # with version and time
@@ -69,6 +70,21 @@ class Boards:
             owner=owner,
         )
         return await (self._compute(request) if filters.dated else self._read(request.field))
+
+    async def several(self, fields: Sequence[str]) -> list[Board | None]:
+        """Boards of no span of days by their fields, read in one step and decoded beside the event loop.
+
+        None where there is none, which is remembered: these are fields that another board has told of.
+        """
+        async with self._reading:
+            kept = self._kept
+            new = [field for field in fields if field not in kept and field not in leaderboard.BESIDE]
+            if new:
+                async with redis_errors():
+                    packed = await self._broker.redis.hmget(keys.BOARDS, new)
+                found = await asyncio.to_thread(lambda: [one and _board(one) for one in packed])
+                kept |= zip(new, found, strict=True)
+        return [kept.get(field) for field in fields]
 
     async def _read(self, field: str) -> Board | None:
         kept = self._kept

@@ -572,5 +572,6 @@ STATES: dict[str, State] = {
     "leaderboard-method": method,
     "leaderboard-aside": set_aside,
     "leaderboard-empty": nobody_voted,
+    "leaderboard-categories": at("/leaderboard/categories", ".overview tbody tr"),
     "docs-api": at("/docs/api"),
 }
