@@ -183,12 +183,13 @@ def check(rules: Rules, text: str) -> None:
     check_length(rules, text)
 
 
-def check_length(rules: Rules, text: str, what: str = "message") -> None:
+def check_length(rules: Rules, text: str, *, system: bool = False) -> None:
     """Raises PromptTooLarge when it is more than is asked, and checked, in a battle."""
-    if len(text) > rules.battle.characters:
-        raise PromptTooLarge(
-            f"The {what} has {len(text)} characters, and a battle takes {rules.battle.characters}. Shorten it."
-        )
+    size, limit = len(text), rules.battle.characters
+    if size > limit and system:
+        raise PromptTooLarge(f"The system prompt has {size} characters, and a battle takes {limit}. Shorten it.")
+    if size > limit:
+        raise PromptTooLarge(f"The message has {size} characters, and a battle takes {limit}. Shorten it.")
 
 
 async def begin(

@@ -26,6 +26,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays, and need not be looked through whenever an engine is closed
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # workers in this process froze more: what of it was never closed or awaited comes to light at the end
+
+
 @pytest.fixture
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether this is the long form: `pytest tests/faults --long`."""

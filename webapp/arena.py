@@ -82,7 +82,7 @@ class Arena:
     async def inspect(self, owner: str, settings: Settings, *texts: str) -> None:
         """Raises PromptTooLarge, TextRefused, TextUnchecked or ShareUsed where what somebody wrote may not be asked now."""
         system = settings.system or ""
-        arena.check_length(self.rules, system, "system prompt")
+        arena.check_length(self.rules, system, system=True)
         verdict = await moderation.check(self._broker, self.rules, [*texts, system], owner)
         if verdict.flagged:
             raise TextUnchecked if verdict.failed else TextRefused

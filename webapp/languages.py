@@ -233,20 +233,21 @@ def _json(said: Mapping[str, Any]) -> str:
 
 
 def _with_values(catalog: Catalog) -> dict[str, str]:
-    """Errors that have values in them, and their translations; the longest first, which say the most."""
+    """Errors that have values in them, and their translations; first those that begin with most of their own words."""
     found = {
         str(message.id): str(message.string)
         for message in catalog
         if VALUE.search(str(message.id)) and any(path in SPEAKERS for path, _ in message.locations) and message.string
     }
-    return dict(sorted(found.items(), key=lambda one: -len(one[0])))
+    return dict(sorted(found.items(), key=lambda one: (-one[0].index("{"), -len(one[0]))))
 
 
 def _pattern(sentence: str, named: str = "?P") -> str:
     """What finds a sentence's values in it. `named`: how groups get their names, in Python or in the page."""
     words = re.split(VALUE, sentence)
     return "".join(
-        f"({named}<{one}>.*)" if i % 2 else re.sub(r"[][\\^$.|?*+(){}]", r"\\\g<0>", one) for i, one in enumerate(words)
+        f"({named}<{one}>.*?)" if i % 2 else re.sub(r"[][\\^$.|?*+(){}]", r"\\\g<0>", one)
+        for i, one in enumerate(words)
     )
 
 

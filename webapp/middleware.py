@@ -70,7 +70,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def unsigned(_: web.Request, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: which versions run here is nobody's business, and no visitor needs it 46 times."""
+    """For `on_response_prepare`: which versions run here is nobody's business, and takes room in every answer."""
     response.headers.popall("Server", None)
 
 

@@ -16,7 +16,7 @@ async def chat(request: web.Request) -> web.Response:
     for name, place in DEEP_LINKS.items():
         if name in request.query and request.path == "/":
             return web.Response(status=302, headers={"Location": place})
-    response = render(request, "chat.html", title="FleetChat")
+    response = render(request, "chat.html", title="FleetChat", new=request.path == "/")
     response.headers["Cache-Control"] = "no-store"
     await request.app[SESSIONS].remember(request, response)
     return response

@@ -64,9 +64,10 @@ async def ended(broker: Broker) -> bool:
     return (await registry.counts(broker))["echo"].get("ended:cancelled") == 1
 
 
+@pytest.mark.timeout(20)
 async def test_drain_ends_one_worker_and_its_answer_goes_on_in_another(broker, valkey, worker_in):
     async with worker_in(drain_seconds=0.6) as first:
-        asked = request("/echo 200 5ms", model="echo")
+        asked = request("/echo 300 10ms", model="echo")  # longer than a command takes to start
         async with chat.ask(broker, asked) as frames:
             await frames.take()
             async with worker_in():
@@ -77,7 +78,7 @@ async def test_drain_ends_one_worker_and_its_answer_goes_on_in_another(broker, v
                 assert first_id not in [w.worker_id for w in await registry.workers(broker)]
                 last = [received.decode() async for received in frames][-1]
         assert last.end is not None
-        assert last.end["usage"]["completion_tokens"] == 200
+        assert last.end["usage"]["completion_tokens"] == 300
     assert (await registry.counts(broker))["echo"]["requeued:handed_over"] == 1
 
 

@@ -23,6 +23,7 @@ STATIC = Path(__file__).parents[2] / "webapp" / "static"
 async def test_pages_have_a_strict_policy_and_no_inline_script_or_style(browser):
     async with browser.get("/") as response:
         text, policy = await response.text(), response.headers["Content-Security-Policy"]
+        assert "Server" not in response.headers
     assert "unsafe" not in policy
     assert policy.startswith("default-src 'none'")
     assert not re.search(r"<script(?![^>]*\bsrc=)", text)

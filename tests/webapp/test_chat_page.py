@@ -1,5 +1,6 @@
 """The chat page in a real Chromium: what a person does with the messages of one conversation."""
 
+import asyncio
 import re
 from dataclasses import replace
 
@@ -182,11 +183,16 @@ async def test_an_answer_is_rated_with_a_note(visitor, tab, broker):
 async def test_a_rating_arrives_also_if_the_page_is_left_in_the_same_moment(visitor, tab, broker):
     await visitor.ask("hello")
     await expect(act(answers(tab), "Good answer")).to_be_visible()
-    devtools = await tab.context.new_cdp_session(tab)
-    slow = {"offline": False, "latency": 300, "downloadThroughput": -1, "uploadThroughput": -1}
-    await devtools.send("Network.emulateNetworkConditions", slow)
+    left = asyncio.Event()
+
+    async def later(route):
+        await left.wait()
+        await route.continue_()
+
+    await tab.route("**/rating", later)
     await act(answers(tab), "Good answer").evaluate("(button) => { button.click(); location = 'about:blank'; }")
     await tab.wait_for_url("about:blank")
+    left.set()
     await eventually(lambda: _ratings(broker, 1))
 
 

@@ -10,6 +10,7 @@ from playwright.async_api import expect
 from broker.errors import BadRequest
 from webapp import languages
 from webapp.languages import LANGUAGES
+from workers.engine.remote_refusal import Complaint, refusal
 
 CHINESE = LANGUAGES[1]
 ROOT = Path(languages.__file__).parent
@@ -104,11 +105,20 @@ async def test_an_error_page_speaks_the_language_too(browser):
         assert re.search(r"<h1>[^<]*[\u4e00-\u9fff]", await answer.text())
 
 
+def refused(status: int, sentence: str) -> str:
+    """What is said when the server behind the model `m` has refused."""
+    return str(refusal("m", status, Complaint(sentence), {}, (), None))
+
+
 VALUES = {
     "No worker serves a.b+c (new) right now. Pick another model, or start a worker for it.": "目前沒有工作程序提供 a.b+c (new)。",
     "You have 50 links, which is all that may be. Revoke one first.": "你已有 50 個連結",
-    "http://host/v1 refused our key or account (401). Its operator has to look.": "拒絕了我們的金鑰或帳號（401）",
     "m cannot be served: two\nlines": "無法提供 m：two\nlines",
+    refused(401, ""): "m 背後的伺服器拒絕了我們的金鑰或帳號（401）。",
+    refused(
+        400, "adapter foo cannot be served: it is too big"
+    ): 'm 背後的伺服器拒絕了請求: "adapter foo cannot be served',
+    refused(503, refused(503, "")): 'm 背後的伺服器失敗或負載過重（503）: "The server behind m failed',
     "Something that nobody ever said of 7 things.": "（Something that nobody ever said of 7 things.）",
 }
 
@@ -130,6 +140,10 @@ async def test_values_in_an_error_are_in_its_translation(visitor):
         )
         assert expected in told
         assert ours(BadRequest(message)) == told
+    await visitor.ask("hello")
+    await expect(visitor.answer).to_have_text("hello")
+    await tab.reload()
+    assert await tab.evaluate("'@' in catalogue"), "a conversation may begin with what an answer failed with"
 
 
 async def test_english_costs_nothing_and_the_api_page_stays_english(browser):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -55,7 +56,8 @@ async def test_the_version_changes_with_a_board_and_with_nothing_else(broker, wo
     assert await leaderboard.version(broker) == ""
     async with worker_in(role="jobs"):
         await cast(broker)
-        await shown(broker, 1, BoardRequest(style=True, named=True), 5)
+        for style, named in product((False, True), repeat=2):
+            await shown(broker, 1, BoardRequest(style=style, named=named), 5)
         before = await leaderboard.version(broker)
         await asyncio.sleep(1.3)  # nothing can be waited for: it is to be still
         assert await leaderboard.version(broker) == before

@@ -4,10 +4,10 @@ const messages = globalThis.catalogue ?? {};
 export const language = document.documentElement.lang;
 const plural = new Intl.PluralRules(language);
 
-// The chat page has what errors say in their own words only once somebody does something.
+// A new chat has what errors say in their own words only once somebody does something.
 if (globalThis.catalogue && !messages["@"]) {
   const more = () => import(`./language/${language}.more.js`).catch(() => {});
-  for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, more, { once: true, capture: true });
+  for (const kind of ["pointerdown", "keydown", "click"]) addEventListener(kind, more, { once: true, capture: true });
 }
 
 /** `text` in the page's language; `{name}` becomes the value of that name. */

@@ -56,7 +56,9 @@ class RemotePieces:
         if self._response.content_type == "application/json":
             await self._whole()
         elif self._response.content_type == "text/html":
-            raise UpstreamFailed(f"{self._server} answered with a web page. Its operator has to look at the address.")
+            raise UpstreamFailed(
+                f"The server behind {self._name} answered with a web page. Its operator has to look at the address."
+            )
         await self._fill()
         self._begun = True
 
@@ -65,8 +67,8 @@ class RemotePieces:
         self._response.close()
 
     @property
-    def _server(self) -> str:
-        return f"The server behind {self._model.card.name}"
+    def _name(self) -> str:
+        return self._model.card.name
 
     async def _fill(self) -> None:
         while not (self._ready or self._ended):
@@ -92,7 +94,7 @@ class RemotePieces:
         except TimeoutError:
             if not self._finished:
                 raise UpstreamFailed(
-                    f"{self._server} fell silent in the middle of the answer. Please try again."
+                    f"The server behind {self._name} fell silent in the middle of the answer. Please try again."
                 ) from None
             chunk = b""
         except GONE:
@@ -103,7 +105,7 @@ class RemotePieces:
         try:
             events = self._events.feed(chunk)
         except ValueError as error:
-            raise UpstreamFailed(f"{self._server} sent {error}, so the answer was ended.") from None
+            raise UpstreamFailed(f"The server behind {self._name} sent {error}, so the answer was ended.") from None
         for event in events:
             self._take(event)
 
@@ -115,7 +117,7 @@ class RemotePieces:
             raise self._broken() from None
         self._take(document.decode(errors="replace"))
         if not (self._ready or self._reader.finish):
-            raise UpstreamFailed(f"{self._server} sent something that is no chat completion.")
+            raise UpstreamFailed(f"The server behind {self._name} sent something that is no chat completion.")
         self._done = True
         self._end()
 
@@ -129,7 +131,7 @@ class RemotePieces:
                 raise self._model.refusal(self._response, complaint, {})
             self._ready.extend(self._reader.read(document))
         except remote_wire.WRONG:
-            raise UpstreamFailed(f"{self._server} sent something that is no chat completion.") from None
+            raise UpstreamFailed(f"The server behind {self._name} sent something that is no chat completion.") from None
 
     def _end(self) -> None:
         if not self._finished:
@@ -143,8 +145,12 @@ class RemotePieces:
 
     def _broken(self) -> FleetError:
         if self._begun or self._ready:
-            return UpstreamFailed(f"{self._server} broke off in the middle of the answer. Please try again.")
-        return Unavailable(f"{self._server} broke off before it said anything. Please try again in a moment.")
+            return UpstreamFailed(
+                f"The server behind {self._name} broke off in the middle of the answer. Please try again."
+            )
+        return Unavailable(
+            f"The server behind {self._name} broke off before it said anything. Please try again in a moment."
+        )
 
 
 async def read(content: StreamReader, most: int) -> bytes:

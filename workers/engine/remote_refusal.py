@@ -96,25 +96,30 @@ def refusal(
         secrets: what must not be quoted.
         wait: its Retry-After, seconds.
     """
-    server = f"The server behind {name}"
     quoted = quote(complaint.sentence, secrets)
     said = f': "{quoted}"' if quoted else "."
     status = complaint.status(status)
     if status in (401, 402, 403):
-        return KeyRefused(f"{server} refused our key or account ({status}). Its operator has to look.")
+        return KeyRefused(f"The server behind {name} refused our key or account ({status}). Its operator has to look.")
     if status == 429:
-        return Overloaded(f"{server} takes no more requests for now. Please try again in a moment.", retry_after=wait)
+        return Overloaded(
+            f"The server behind {name} takes no more requests for now. Please try again in a moment.", retry_after=wait
+        )
     if any(TOO_LONG.search(text) for text in (complaint.sentence, complaint.code, complaint.kind)):
         return PromptTooLong(f"The conversation is longer than the server behind {name} takes{said}")
     if status >= 500 or status == 408:
-        return Unavailable(f"{server} failed or is overloaded ({status}){said}", retry_after=wait)
+        return Unavailable(f"The server behind {name} failed or is overloaded ({status}){said}", retry_after=wait)
     if status == 404:
-        return UpstreamFailed(f"{server} does not know the model or the address ({status}). Its operator has to look.")
+        return UpstreamFailed(
+            f"The server behind {name} does not know the model or the address ({status}). Its operator has to look."
+        )
     if status == 413:
         return PromptTooLarge()
     if status < 400:
-        return UpstreamFailed(f"{server} answered with status {status}; redirects are not followed.")
-    return BadRequest(f"{server} refused {complaint.named(sent) or 'the request'}{said}")
+        return UpstreamFailed(f"The server behind {name} answered with status {status}; redirects are not followed.")
+    if parameter := complaint.named(sent):
+        return BadRequest(f"The server behind {name} refused {parameter}{said}")
+    return BadRequest(f"The server behind {name} refused the request{said}")
 
 
 def quote(text: str, secrets: Sequence[str] = ()) -> str:
