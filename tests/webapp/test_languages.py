@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from broker.errors import BadRequest
+from helpers import eventually
 from webapp import languages
 from webapp.languages import LANGUAGES
 from workers.engine.remote_refusal import Complaint, refusal
@@ -131,7 +132,7 @@ async def test_values_in_an_error_are_in_its_translation(visitor):
     (module,) = {link for link in links if link.endswith("/i18n.js")}
     assert await tab.evaluate("'@' in catalogue") is False  # a first visit is lighter without
     await tab.keyboard.press("Shift")
-    await tab.wait_for_function("'@' in catalogue")
+    await eventually(lambda: tab.evaluate("'@' in catalogue"))
     ours = languages.Pages.load().environments["zh-Hant"].globals["told"]
     for message, expected in VALUES.items():
         told = await tab.evaluate(
