@@ -6,6 +6,7 @@ import re
 import pytest
 from playwright.async_api import expect
 
+from helpers import eventually
 from webapp.statics import STATICS
 
 pytestmark = pytest.mark.timeout(90)
@@ -93,7 +94,7 @@ async def test_without_a_network_the_page_says_so_in_its_language(visitor, tab):
     await tab.evaluate("navigator.serviceWorker.ready.then(() => 0)")
     await tab.locator("[data-language=zh-Hant]").click()
     await expect(tab.locator("#side-new")).to_have_text("新對話")
-    await tab.wait_for_function("navigator.serviceWorker.controller")
+    await eventually(lambda: tab.evaluate("navigator.serviceWorker.controller !== null"))
     tab.forgiven += ["Failed to load resource", "net::ERR"]
     await visitor.server.close()
     await tab.reload()
