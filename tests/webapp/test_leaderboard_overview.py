@@ -75,6 +75,16 @@ async def test_each_cell_is_a_rank_in_its_categorys_board(browser, broker, worke
         assert '<a href="/leaderboard" aria-current="page">' in page
 
 
+async def test_a_model_of_few_votes_has_no_medal(browser, broker, worker_in):
+    async with worker_in(role="jobs"):
+        await cast(broker, 5)
+        await counted(broker, 5)
+        _, page = await get(browser)
+        assert sorted(cells[0] for cells in table(page)[1].values()) == ["1", "2"]
+        assert 'class="medal' not in page
+        assert page.count("· preliminary") == 2 * len(table(page)[0])
+
+
 async def test_a_category_puts_its_best_first_and_those_without_votes_in_it_last(browser, broker, worker_in):
     async with worker_in(role="jobs"):
         await seen(broker)
