@@ -87,7 +87,7 @@ async def test_ten_times_what_it_can_do_is_refused_politely_and_costs_no_goodput
         begun = time.monotonic()
         await asyncio.sleep(seconds / 3)
         peak = finished(usual, begun, time.monotonic()) / (seconds / 3)
-    assert peak > 0.7 * 2 * SLOTS / SECONDS
+    assert peak > SLOTS / SECONDS, "both workers work"
 
     queue: list[int] = []
     arrivals = Arrivals(fleet, 10 * peak)
