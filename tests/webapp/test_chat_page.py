@@ -376,6 +376,36 @@ async def test_two_tabs_stay_in_step(visitor, tab):
     await other.close()
 
 
+async def test_what_the_server_said_before_an_answer_does_not_take_it_away(visitor, tab, worker_in):
+    """A late reading of the conversation, in which the second answer is not yet, while its menu is open."""
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    async def late(route):
+        response = await route.fetch()
+        asked.set()
+        await release.wait()
+        await route.fulfill(response=response)
+
+    async with worker_in(model="parrot=echo"):
+        await visitor.ask("hello")
+        await expect(visitor.answer).to_have_text("hello")
+        address = f"/conversations/{tab.url.rpartition('/')[2]}"
+        await tab.route(f"**{address}?*", late, times=1)
+        options = {"method": "PATCH", "headers": {"Content-Type": "application/json"}, "body": '{"title": "Named"}'}
+        await tab.evaluate("async ([address, options]) => (await fetch(address, options)).status", [address, options])
+        await asked.wait()
+        shown = answers(tab).last.locator(".versions-shown")
+        await press(act(answers(tab).last, "Write the answer again"))
+        await expect(shown).to_have_text("2 / 2")
+        await expect(answers(tab).last).to_have_class(re.compile("done"))
+        await press(act(answers(tab).last, "More"))
+        release.set()
+        await expect(tab).to_have_title("Named · FleetChat")
+        await expect(shown).to_have_text("2 / 2")
+        await tab.get_by_role("menuitem", name="Write again with parrot").click()
+        await expect(shown).to_have_text("3 / 3")
+
+
 async def test_a_link_brings_a_question_and_a_model(visitor, tab, worker_in):
     async with worker_in(model="parrot=echo"):
         await tab.goto(visitor.url + "/?model=parrot&q=What%20now%3F")

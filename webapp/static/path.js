@@ -31,6 +31,7 @@ export class Path {
   #more = false; // there are still earlier ones on the server
   #reading = 0; // the opening whose earlier messages come just now
   #opening = 0; // counts what was opened, so that a late answer of the server is recognised
+  #asking = 0; // openings that the server has not answered yet
   #loose = null; // a view that says that the last question has no answer
 
   constructor(host, { scroller, turns, latest }, act) {
@@ -91,12 +92,21 @@ export class Path {
   async open({ leaf = "", lost = "", count = FIRST, around = null } = {}) {
     const turn = ++this.#opening;
     const { conversation } = this.host;
-    const [page] = await Promise.all([call("GET", `/conversations/${conversation}?${new URLSearchParams({ leaf, count })}`), loadMarkdown()]);
+    this.#asking++;
+    const reading = call("GET", `/conversations/${conversation}?${new URLSearchParams({ leaf, count })}`).finally(() => this.#asking--);
+    const [page] = await Promise.all([reading, loadMarkdown()]);
     if (turn !== this.#opening || conversation !== this.host.conversation) return null;
     const fill = () => this.#fill(page, leaf, lost);
     if (around) this.follower.around(around, fill);
     else fill();
     return page;
+  }
+
+  /** An answer begins or ends here: what the server is just saying may be of before, so it is asked again. */
+  overtake() {
+    if (!this.#asking) return;
+    this.#opening++;
+    this.host.reload();
   }
 
   #fill({ messages, more, running, leaf: tip }, wanted, lost) {

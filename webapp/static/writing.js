@@ -27,6 +27,7 @@ export class Writing extends Path {
 
   /** It is the answer under way from now on. */
   begin(run) {
+    this.overtake();
     this.run = run;
     this.turns.append(run.view.element);
     this.#said = "";
@@ -83,6 +84,7 @@ export class Writing extends Path {
   #finished(run) {
     const { answer, view, content } = run;
     const { end } = answer;
+    this.overtake();
     this.run = null;
     this.nodes.push({ id: run.request_id, role: "assistant", parent: run.message, versions: this.versionsWith(run, run.request_id), view, content, model: run.model, usage: end.usage, reason: end.reason, rating: "", note: "", end });
     view.node = this.nodes.at(-1);
