@@ -31,7 +31,7 @@ export class Path {
   #more = false; // there are still earlier ones on the server
   #reading = 0; // the opening whose earlier messages come just now
   #opening = 0; // counts what was opened, so that a late answer of the server is recognised
-  #asking = 0; // openings that the server has not answered yet
+  #asking = 0; // openings of which nothing is shown yet
   #loose = null; // a view that says that the last question has no answer
 
   constructor(host, { scroller, turns, latest }, act) {
@@ -93,8 +93,8 @@ export class Path {
     const turn = ++this.#opening;
     const { conversation } = this.host;
     this.#asking++;
-    const reading = call("GET", `/conversations/${conversation}?${new URLSearchParams({ leaf, count })}`).finally(() => this.#asking--);
-    const [page] = await Promise.all([reading, loadMarkdown()]);
+    const reading = call("GET", `/conversations/${conversation}?${new URLSearchParams({ leaf, count })}`);
+    const [page] = await Promise.all([reading, loadMarkdown()]).finally(() => this.#asking--);
     if (turn !== this.#opening || conversation !== this.host.conversation) return null;
     const fill = () => this.#fill(page, leaf, lost);
     if (around) this.follower.around(around, fill);
