@@ -89,6 +89,7 @@ def _html(app: web.Application, view: View, language: Language) -> str:
         chosen=view.chosen,
         columns=[(name, view.boards[name].content["votes"]) for name in columns],
         rows=rows(columns, view.chosen),
+        hidden=any(board.content["models"] for board in view.boards.values()),
         whole=table.whole,
         rules=CATEGORIES,
     )

@@ -145,6 +145,9 @@ async def test_nothing_yet_leads_to_the_arena_and_says_who_is_missing(browser, b
         assert "FLEETCHAT_ROLE=jobs" not in page
         assert 'class="button primary" href="/arena"' in page
         assert "<table" not in page
+        await counted(broker, 0)  # a fleet that has just started has the boards of no vote
+        _, page = await get(browser)
+        assert 'class="button primary" href="/arena"' in page
 
 
 async def test_it_is_made_anew_only_when_a_board_is(browser, broker, worker_in):
